@@ -1,0 +1,45 @@
+"""Exit codes of the command line, the same for every command."""
+
+from enum import IntEnum
+
+from act.errors import ActError
+from pipeline.errors import InputError, LossError, ResumableError, StorageError
+from schemas.job import SpecError
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    REFUSED = 2
+    TOO_MANY_LOST = 65
+    OUR_BUG = 70
+    STORAGE_FAILED = 74
+    STOPPED = 75
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """Returns the exit code that an error stands for."""
+    match error:
+        case SpecError() | InputError() | ActError():
+            return ExitCode.REFUSED
+        case LossError():
+            return ExitCode.TOO_MANY_LOST
+        case ResumableError() | KeyboardInterrupt():
+            return ExitCode.STOPPED
+        case StorageError() | OSError():
+            return ExitCode.STORAGE_FAILED
+        case _:
+            return ExitCode.OUR_BUG
+
+
+def sentence(error: BaseException) -> str:
+    """Returns one sentence for a person."""
+    code = exit_code(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; run the same command again to go on from what is done"
+    if code is ExitCode.OUR_BUG:
+        return f"a bug in actmap, please report it: {type(error).__name__}: {error}; --debug shows where"
+    if isinstance(error, OSError) and not isinstance(error, StorageError | InputError | ActError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or error}; mend that and run the same command again"
+    return str(error)

@@ -1,0 +1,182 @@
+"""Fitting a steer from a spec: plan, extract, fit, save. The same call on the same folder resumes."""
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from act.steer import Steer, load
+from jobs.stages import Stages
+from pipeline import prompts
+from pipeline.errors import DamagedRunError, LossError, RunBusyError, StoreError
+from pipeline.fit import fit as fit_maps
+from pipeline.folder import RunFolder
+from pipeline.ledger import Ledger
+from pipeline.plan import make_plan, settle
+from pipeline.store import ActivationStore
+from pipeline.workers import AbstractWorkers, InProcessWorkers
+from schemas import files, record
+from schemas.events import Listener, ignore
+from schemas.job import Job, read_job
+from schemas.plan import SIDES, Plan, Unit
+from schemas.receipt import Receipt
+from schemas.timings import Timings
+
+
+@final
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit left behind.
+
+    Args:
+        plan: The plan.
+        steer: The steer, as saved.
+        receipts: The receipt of every unit.
+        timings: How long it took, over all starts.
+    """
+
+    plan: Plan
+    steer: Steer
+    receipts: Sequence[Receipt]
+    timings: Timings
+
+
+def plan(spec: Path, cache: Path) -> Plan:
+    """Returns the plan of a spec. Writes nothing.
+
+    Raises:
+        SpecError: The spec is refused.
+        InputError: It names something that is not there or does not fit.
+    """
+    job = read_job(spec)
+    return make_plan(job, spec.parent, cache, prompts.fingerprint)[0]
+
+
+def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted:
+    """Fits a steer into a run folder, from wherever an earlier start of the same spec left off.
+
+    Args:
+        spec: The YAML file.
+        run: The run folder; made if missing.
+        cache: Folder for converted checkpoints.
+        listen: Takes the events of the run.
+
+    Raises:
+        SpecError: The spec is refused.
+        InputError: It names something that is not there, or the folder holds another run; nothing was written.
+        LossError: Too many prompts gave no activation.
+        StorageError: A write was refused, or what was written is damaged.
+        ResumableError: The run stopped; the same call goes on.
+    """
+    stages, folder = Stages(listen), RunFolder(run)
+    with stages.stage("plan"):
+        job = read_job(spec)
+        planned, checkpoint = make_plan(job, spec.parent, cache, prompts.fingerprint)
+    with _locked(folder):
+        settled = settle(planned, folder)
+        _lay_out(folder, settled, job.located(spec.parent), spec.read_bytes())
+        store, ledger = ActivationStore(folder.activations, settled), Ledger(folder, settled)
+        store.create()
+        receipts, missing = ledger.split(settled.units())
+        if missing:
+            with stages.stage("model"):
+                checkpoint.prepare()
+            receipts += _extract(_workers(settled, folder, spec.parent, cache), settled, missing, receipts, stages)
+        _announce(receipts, stages)
+        steer = load(folder.steer) if folder.steer.exists() else _fit(settled, folder, receipts, stages)
+        timings = _keep_timings(folder, settled, stages, sum(unit.num_prompts for unit in missing))
+    return Fitted(settled, steer, receipts, timings)
+
+
+def _workers(plan: Plan, folder: RunFolder, base: Path, cache: Path) -> AbstractWorkers:
+    if plan.spec["compute"]["workers"] == 0:
+        return InProcessWorkers(plan, folder.root, base, cache)
+    from pipeline.cluster import RayWorkers  # noqa: PLC0415 - Ray is slow to import
+
+    return RayWorkers(plan, folder.root, base, cache)
+
+
+def _extract(
+    workers: AbstractWorkers, plan: Plan, missing: Sequence[Unit], done: Sequence[Receipt], stages: Stages
+) -> list[Receipt]:
+    """Runs the missing units; returns their receipts. Stops as soon as more prompts are lost than the spec allows."""
+    landed: list[Receipt] = []
+    _check_losses(plan, done)
+    with ExitStack() as stack:
+        with stages.stage("workers"):
+            stack.enter_context(workers)
+        finished = sum(receipt.num_prompts for receipt in done)
+        with stages.stage("extract", plan.num_prompts, finished, "prompts"):
+            for receipt in workers.extract(missing):
+                landed.append(receipt)
+                stages.advance("extract", receipt.num_prompts)
+                _check_losses(plan, [*done, *landed])
+    return landed
+
+
+def _fit(plan: Plan, folder: RunFolder, receipts: Sequence[Receipt], stages: Stages) -> Steer:
+    store, ledger = ActivationStore(folder.activations, plan), Ledger(folder, plan)
+    with stages.stage("fit", len(plan.sites), 0, "sites"):
+        checked = list(ledger.verify(receipts))
+        if len({receipt.model for receipt in checked}) != 1:
+            raise DamagedRunError(str(folder.root / "receipts"), "its workers ran models with different weights")
+        steer = fit_maps(plan, store, checked, lambda: stages.advance("fit", 1))
+    with stages.stage("save"):
+        return steer.save(folder.steer)
+
+
+def _lay_out(folder: RunFolder, plan: Plan, located: Job, spec: bytes) -> None:
+    """Writes what a run needs besides its plan: the spec as it was given, and each side's prompts by unit."""
+    folder.make()
+    files.publish(folder.spec, spec)
+    for name in SIDES:
+        path, wanted = folder.prompts(name), plan.side(name).fingerprint
+        if not path.exists():
+            prompts.write_snapshot(getattr(located, name), path, plan.unit_size)
+        found = prompts.Snapshot.open(path).fingerprint
+        if found != wanted:
+            raise DamagedRunError(str(path), "its prompts are not those of the plan; the input changed while it was read")
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """A context in which no other process works on the run. The lock ends with the process, however that ends."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        file = folder.lock.open("w")
+    except OSError as exc:
+        raise StoreError(str(folder.root), exc.strerror or str(exc)) from exc
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise RunBusyError(str(folder.root)) from exc
+        yield
+
+
+def _check_losses(plan: Plan, receipts: Sequence[Receipt]) -> None:
+    lost = [(receipt.side, one) for receipt in receipts for one in receipt.quarantined]
+    allowed = int(plan.spec["failures"]["quarantine_at_most"] * plan.num_prompts)
+    if len(lost) > allowed:
+        raise LossError(len(lost), allowed, [f"{side} row {one.row} ({one.reason})" for side, one in lost[:3]])
+
+
+def _announce(receipts: Sequence[Receipt], stages: Stages) -> None:
+    truncated = sum(receipt.num_truncated for receipt in receipts)
+    lost = sum(len(receipt.quarantined) for receipt in receipts)
+    if truncated:
+        stages.notice(f"{truncated} prompts were longer than max_tokens and were cut to it")
+    if lost:
+        stages.notice(f"{lost} prompts gave no activation and were left out; the receipts say which and why")
+
+
+def _keep_timings(folder: RunFolder, plan: Plan, stages: Stages, num_prompts: int) -> Timings:
+    """Adds this start's times to those of earlier ones."""
+    before = record.load(Timings, folder.timings.read_bytes()) if folder.timings.exists() else Timings()
+    names = [*before.stages, *(name for name in stages.seconds if name not in before.stages)]
+    summed = {name: before.stages.get(name, 0.0) + stages.seconds.get(name, 0.0) for name in names}
+    timings = Timings(summed, plan.spec["compute"]["workers"], before.prompts + num_prompts)
+    files.publish(folder.timings, record.dump(timings))
+    return timings

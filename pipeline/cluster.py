@@ -1,0 +1,187 @@
+"""Workers on Ray. The one module that imports Ray.
+
+A local Ray listens on loopback alone and wants a token of its own. Ray reads both settings when it is first
+imported, so they are in the environment before that.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, final
+
+from pipeline.errors import ClusterError, PipelineError, WorkerLostError
+from pipeline.workers import AbstractWorkers
+from schemas.plan import Plan, Unit
+from schemas.receipt import Receipt
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+#: Units that wait or run at each worker, so that none waits for the driver.
+WINDOW = 2
+
+#: Times a unit may lose its worker before the run stops.
+ATTEMPTS = 3
+
+
+@final
+class RayWorkers(AbstractWorkers):
+    """Actors on a local Ray, or on a running cluster.
+
+    No activation passes through Ray: an actor writes its own unit and returns the receipt. An actor that dies is
+    replaced, and its units run again.
+
+    Args:
+        plan: The plan.
+        root: The run folder, which every worker must reach under the same path.
+        base: Folder against which the spec's relative paths are resolved.
+        cache: Folder for converted checkpoints.
+    """
+
+    def __init__(self, plan: Plan, root: Path, base: Path, cache: Path) -> None:
+        compute = plan.spec["compute"]
+        self._arguments = plan, root.resolve(), base.resolve(), cache.resolve()
+        self._address, self._num_workers = compute["address"], compute["workers"]
+        self._threads, self._gpus = compute["threads"], 0 if plan.numerics.device == "cpu" else 1
+        self._stack = contextlib.ExitStack()
+        self._ray: ModuleType | None = None
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> Self:
+        """Starts or joins Ray and the actors, and waits until their models are loaded."""
+        with self._stack:
+            self._ray = self._stack.enter_context(_ray(self._address, self._num_workers * self._threads))
+            self._actors = [self._start() for _ in range(self._num_workers)]
+            self._stack.callback(self._kill)
+            self._await_ready()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Kills the actors and leaves Ray; a local Ray ends."""
+        self._stack.close()
+
+    def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        """Keeps `WINDOW` units at every worker and waits for whichever finishes first."""
+        ray = self._ray
+        assert ray is not None, "units run inside the context"
+        waiting, attempts = deque(units), dict.fromkeys(units, 0)
+        running: dict[Any, tuple[int, Unit]] = {}
+        while waiting or running:
+            self._fill(waiting, running)
+            done, _ = ray.wait(list(running), num_returns=1)
+            place, unit = running.pop(done[0])
+            try:
+                yield ray.get(done[0])
+            except ray.exceptions.RayActorError as exc:
+                attempts[unit] += 1
+                if attempts[unit] >= ATTEMPTS:
+                    raise WorkerLostError(str(unit), attempts[unit], type(exc).__name__) from exc
+                waiting.appendleft(unit)
+                waiting.extendleft(self._replace(place, running))
+            except ray.exceptions.RayTaskError as exc:
+                raise _own(exc) from exc
+
+    def _fill(self, waiting: deque[Unit], running: dict[Any, tuple[int, Unit]]) -> None:
+        for _ in range(WINDOW):
+            for place, actor in enumerate(self._actors):
+                if waiting and sum(at == place for at, _ in running.values()) < WINDOW:
+                    unit = waiting.popleft()
+                    running[actor.extract.remote(unit)] = place, unit
+
+    def _replace(self, place: int, running: dict[Any, tuple[int, Unit]]) -> list[Unit]:
+        """Starts a new actor for a dead one; returns the other units that died with it, which were not at fault."""
+        lost = [ref for ref, (at, _) in running.items() if at == place]
+        units = [running.pop(ref)[1] for ref in lost]
+        self._actors[place] = self._start()
+        return units
+
+    def _start(self) -> Any:  # noqa: ANN401
+        from pipeline.extract import Extractor  # noqa: PLC0415 - with the actor's other imports
+
+        assert self._ray is not None
+        actor = self._ray.remote(Extractor)
+        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(self._threads)}
+        return actor.options(
+            num_cpus=self._threads,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": environment},
+        ).remote(*self._arguments)
+
+    def _await_ready(self) -> None:
+        ray = self._ray
+        assert ray is not None
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors])
+        except ray.exceptions.RayTaskError as exc:
+            raise _own(exc) from exc
+        except ray.exceptions.RayActorError as exc:
+            raise _own(exc) from exc
+
+    def _kill(self) -> None:
+        assert self._ray is not None
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+
+
+def _own(error: Any) -> BaseException:  # noqa: ANN401
+    """Returns our own error that a worker raised, or the foreign one as it came."""
+    cause = getattr(error, "cause", None) or getattr(error, "__cause__", None)
+    if isinstance(cause, BaseException):
+        return cause
+    return error if isinstance(error, BaseException) else RuntimeError(str(error))
+
+
+@contextlib.contextmanager
+def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
+    """A context in which this process is connected to Ray: one of its own, or a running cluster."""
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {"address": address}
+        if address == "local":
+            stack.enter_context(_private_environment())
+            options |= {"num_cpus": num_cpus, "include_dashboard": False}
+        import ray  # noqa: PLC0415 - reads the environment when imported
+
+        if ray.is_initialized():
+            raise ClusterError(address, "this process is already connected to a Ray; call ray.shutdown() first")
+        try:
+            ray.init(**options, log_to_driver=False, configure_logging=True, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            raise ClusterError(address, str(exc).splitlines()[0]) from exc
+        stack.callback(ray.shutdown)
+        yield ray
+
+
+@contextlib.contextmanager
+def _private_environment() -> Iterator[None]:
+    """The environment of a Ray of our own: on loopback only, with a token in a file that only we can read."""
+    folder = Path(tempfile.mkdtemp(prefix="actmap-ray-"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    wanted = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,32 @@
+"""Models: one interface, a file per kind. The one package that loads models.
+
+To add a kind: a spec class in `schemas.job`, a file here with a checkpoint and a model, a line in `open_checkpoint`.
+"""
+
+from pathlib import Path
+
+from pipeline.models.interface import AbstractCheckpoint, AbstractModel, MicroBatch, PackingRule, Packed, Sampling, Survey
+from schemas.job import CausalLM, TextToImage
+
+__all__ = ["AbstractCheckpoint", "AbstractModel", "MicroBatch", "PackingRule", "Packed", "Sampling", "Survey", "open_checkpoint"]
+
+
+def open_checkpoint(spec: CausalLM | TextToImage, cache: Path) -> AbstractCheckpoint:
+    """Returns the model that a spec names, as it lies on disk.
+
+    Args:
+        spec: The model section of a job, its path absolute or a hub id.
+        cache: Folder for converted checkpoints.
+
+    Raises:
+        ModelNotFoundError: There is no such folder, hub id, or file in it.
+    """
+    match spec:
+        case CausalLM():
+            from pipeline.models.causal_lm import CausalLMCheckpoint  # noqa: PLC0415 - transformers is heavy
+
+            return CausalLMCheckpoint(spec, cache)
+        case TextToImage():
+            from pipeline.models.text_to_image import TextToImageCheckpoint  # noqa: PLC0415 - so is diffusers
+
+            return TextToImageCheckpoint(spec)

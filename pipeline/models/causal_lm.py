@@ -1,0 +1,297 @@
+"""Causal language models, through transformers: from a folder, a hub id, or a GGUF file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import transformers
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from act.capture import discover
+from act.clock import AbstractClock, StillClock
+from act.errors import ActError
+from act.hookpoint import modules_of, select
+from act.pooling import Pooling, TokenSpans
+from pipeline.errors import ModelLoadError, TemplateError
+from pipeline.models import files
+from pipeline.models.gguf import dequantise
+from pipeline.models.interface import (
+    AbstractCheckpoint,
+    AbstractModel,
+    MicroBatch,
+    Packed,
+    PackingRule,
+    Sampling,
+    Survey,
+)
+from pipeline.models.live_bytes import LiveBytes
+from pipeline.models.quiet import quiet
+from schemas.job import CausalLM
+from schemas.plan import ModelFacts
+
+#: Padded lengths are multiples of this: float32 bits were then seen not to depend on the other rows.
+PAD_TO = 16
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja", "added_tokens.json")
+
+
+@final
+class CausalLMCheckpoint(AbstractCheckpoint):
+    """A causal language model on disk.
+
+    Args:
+        spec: The model section of a job.
+        cache: Folder for dequantised GGUF files.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or it has no weights.
+    """
+
+    def __init__(self, spec: CausalLM, cache: Path) -> None:
+        self._spec = spec
+        self._folder = files.find_folder(spec.path, spec.revision)
+        self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._cache = cache
+        if spec.gguf_file is None:
+            files.require(self._folder, "config.json")
+            self._files = [*files.weight_files(self._folder), self._folder / "config.json", *self._tokenizer_files()]
+        else:
+            self._files = [files.require(self._folder, spec.gguf_file)]
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Counts come from the configuration, the fingerprint from the files."""
+        with FakeTensorMode():
+            skeleton = self._skeleton()
+        tensors = [*skeleton.parameters(), *skeleton.buffers()]
+        return ModelFacts(
+            kind="causal-lm",
+            fingerprint=files.hash_files(self._files, self._folder),
+            num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+            weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        )
+
+    @property
+    def location(self) -> Path:
+        """The folder itself, or that of the dequantised copy."""
+        return self._folder if self._spec.gguf_file is None else self._cache / f"gguf-{self.facts.fingerprint[:32]}"
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that this version of transformers chooses."""
+        with FakeTensorMode():
+            return str(self._skeleton().config._attn_implementation)  # noqa: SLF001 - it has no public name
+
+    def prepare(self) -> None:
+        """Dequantises a GGUF file, once for all runs."""
+        if self._spec.gguf_file is not None:
+            dequantise(self._folder, self._spec.gguf_file, self.location)
+
+    def survey(self, hookpoints: str | tuple[str, ...], pooling: Pooling, rule: PackingRule) -> Survey:
+        """Dry run of a full micro-batch, on fake tensors; on the real weights where the model reads values."""
+        if rule.template == "chat":
+            _check_template(self._tokenizer(), self._spec.path)
+        try:
+            with FakeTensorMode():
+                return _survey(self._skeleton(), hookpoints, rule)
+        except ActError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
+            self.prepare()
+            return _survey(self._load(), hookpoints, rule)
+
+    def load(self, device: str) -> "CausalLMModel":
+        """Loads the model.
+
+        Raises:
+            ModelLoadError: transformers cannot.
+        """
+        self.prepare()
+        return CausalLMModel(self._load().to(device), self._tokenizer())
+
+    def _load(self) -> transformers.PreTrainedModel:
+        with quiet():
+            try:
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    self.location, dtype=self._dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+                )
+            except (OSError, ValueError, RuntimeError, KeyError, ImportError) as exc:
+                raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
+        return model.eval().requires_grad_(False)
+
+    def _skeleton(self) -> transformers.PreTrainedModel:
+        """The model without its weights, when fake tensors are on."""
+        with quiet():
+            try:
+                config = transformers.AutoConfig.from_pretrained(self._folder, **self._gguf())
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=self._dtype)
+            except (OSError, ValueError, KeyError, ImportError) as exc:
+                raise ModelLoadError(str(self._folder), files.first_line(exc)) from exc
+        return model.eval().requires_grad_(False)
+
+    def _tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        converted = self.location.is_dir()
+        with quiet():
+            try:
+                return transformers.AutoTokenizer.from_pretrained(
+                    self.location if converted else self._folder, **({} if converted else self._gguf())
+                )
+            except (OSError, ValueError, KeyError, ImportError) as exc:
+                raise ModelLoadError(str(self._folder), files.first_line(exc)) from exc
+
+    def _gguf(self) -> dict[str, str]:
+        return {} if self._spec.gguf_file is None else {"gguf_file": self._spec.gguf_file}
+
+    def _tokenizer_files(self) -> list[Path]:
+        return [path for pattern in _TOKENIZER_FILES for path in self._folder.glob(pattern)]
+
+
+@final
+class CausalLMModel(AbstractModel):
+    """A causal language model in memory.
+
+    Args:
+        model: The transformers model, in evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    @property
+    def root(self) -> nn.Module:
+        """The transformers model."""
+        return self._model
+
+    @cached_property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Every module of the model."""
+        return modules_of(self._model)
+
+    def clock(self, timesteps: Sequence[float]) -> AbstractClock:
+        """A language model has no steps."""
+        return StillClock()
+
+    def pack(self, prompts: Sequence[str | None], place: int, rule: PackingRule) -> Packed:
+        """Sorts prompts by length and fills micro-batches up to `batch_tokens`, padded on the right to `PAD_TO`."""
+        tokens, num_truncated = self._encode(prompts, rule)
+        order = sorted((row for row, ids in enumerate(tokens) if ids), key=lambda row: (len(tokens[row]), row))
+        batches: list[MicroBatch] = []
+        for rows in _fill(order, [len(ids) for ids in tokens], rule.batch_tokens):
+            batches.append(self._batch(rows, [tokens[row] for row in rows]))
+        return Packed(tuple(batches), tuple(len(ids) for ids in tokens), num_truncated)
+
+    @torch.inference_mode()
+    def forward(self, batch: MicroBatch) -> None:
+        """Runs the model up to its last hidden state; of the logits only the last column is computed."""
+        run(self._model, batch.inputs)
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, sampling: Sampling) -> str:
+        """Returns the continuation of a prompt, without the prompt."""
+        text = _templated(self._tokenizer, [prompt], sampling.template)[0]
+        encoded = self._tokenizer(text, return_tensors="pt", add_special_tokens=sampling.template == "plain")
+        encoded = encoded.to(self._model.device)
+        chosen: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
+            chosen = {"do_sample": True, "temperature": sampling.temperature}
+        with quiet():
+            output = self._model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=sampling.new_tokens,
+                repetition_penalty=sampling.repetition_penalty,
+                pad_token_id=self._pad,
+                **chosen,
+            )
+        return str(self._tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    @property
+    def _pad(self) -> int:
+        pad = self._tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    def _encode(self, prompts: Sequence[str | None], rule: PackingRule) -> tuple[list[list[int]], int]:
+        real = [row for row, prompt in enumerate(prompts) if prompt]
+        tokens: list[list[int]] = [[] for _ in prompts]
+        if not real:
+            return tokens, 0
+        texts = _templated(self._tokenizer, [prompts[row] or "" for row in real], rule.template)
+        special = rule.template == "plain"
+        with quiet():
+            whole = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
+            long = [place for place, ids in enumerate(whole) if len(ids) > rule.max_tokens]
+            for place in long:
+                whole[place] = self._tokenizer(
+                    texts[place], add_special_tokens=special, truncation=True, max_length=rule.max_tokens
+                )["input_ids"]
+        for row, ids in zip(real, whole, strict=True):
+            tokens[row] = ids
+        return tokens, len(long)
+
+    def _batch(self, rows: Sequence[int], tokens: Sequence[list[int]]) -> MicroBatch:
+        width = _padded(max(map(len, tokens)))
+        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for place, row in enumerate(tokens):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        device = self._model.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return MicroBatch(tuple(rows), inputs, TokenSpans.from_mask(mask))
+
+
+def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Runs a forward for its activations: no cache, and logits of the last token only."""
+    model(**inputs, use_cache=False, logits_to_keep=1)
+
+
+def _survey(model: nn.Module, hookpoints: str | tuple[str, ...], rule: PackingRule) -> Survey:
+    modules = modules_of(model)
+    chosen = select(hookpoints, modules)
+    width = _padded(rule.max_tokens)
+    inputs = {
+        "input_ids": torch.zeros((max(1, rule.batch_tokens // width), width), dtype=torch.long),
+        "attention_mask": torch.ones((max(1, rule.batch_tokens // width), width), dtype=torch.long),
+    }
+    live = LiveBytes()
+
+    def forward() -> None:
+        with torch.inference_mode(), live:
+            run(model, inputs)
+
+    return Survey(discover(modules, chosen, forward, tokens=width), (), live.peak)
+
+
+def _fill(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Cuts rows sorted by length into batches whose padded size is at most `batch_tokens`."""
+    batches: list[list[int]] = []
+    for row in order:
+        size = _padded(lengths[row])
+        if batches and (len(batches[-1]) + 1) * size <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _padded(length: int) -> int:
+    return -(-length // PAD_TO) * PAD_TO
+
+
+def _templated(tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[str], template: str) -> list[str]:
+    if template == "plain":
+        return list(prompts)
+    wrap: Callable[..., Any] = tokenizer.apply_chat_template
+    return [
+        str(wrap([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)) for prompt in prompts
+    ]
+
+
+def _check_template(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> None:
+    if not tokenizer.chat_template:
+        raise TemplateError(path)

@@ -1,0 +1,72 @@
+"""Checkpoints as files: where they lie, what they weigh, and the hash of their bytes."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.errors import ModelNotFoundError
+
+_BLOCK = 4 << 20
+
+
+def find_folder(path: str, revision: str | None) -> Path:
+    """Returns the folder of a model: `path` itself, or the local copy of a hub id, fetched if need be.
+
+    Raises:
+        ModelNotFoundError: It is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise ModelNotFoundError(path, "there is no such folder, and it is no hub id (org/name)")
+    import huggingface_hub  # noqa: PLC0415 - slow to import, and only for hub ids
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled  # noqa: PLC0415
+
+    wanted = ["*.json", "*.safetensors", "*.gguf", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
+        raise ModelNotFoundError(path, f"there is no such folder, and the hub does not give it ({type(exc).__name__})") from exc
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a folder, sorted by name.
+
+    Raises:
+        ModelNotFoundError: There are none.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.ckpt"))
+        why = "only pickled weights, which are not loaded" if pickled else "no weights"
+        raise ModelNotFoundError(str(folder), f"it holds {why}; wanted *.safetensors or a gguf_file")
+    return found
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """Returns the SHA-256 over the names, relative to `root`, and the bytes of files."""
+    seen = hashlib.sha256()
+    for path in sorted(paths):
+        seen.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                seen.update(block)
+    return seen.hexdigest()
+
+
+def require(folder: Path, name: str) -> Path:
+    """Returns a file of a folder.
+
+    Raises:
+        ModelNotFoundError: It is not there.
+    """
+    if not (folder / name).is_file():
+        raise ModelNotFoundError(str(folder), f"it has no {name}")
+    return folder / name
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a foreign error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

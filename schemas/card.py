@@ -1,0 +1,96 @@
+"""The card of a steer: what a person or a program must know before applying it.
+
+Plain dataclasses, so that the loader needs nothing but the standard library to read one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+FORMAT_VERSION = 1
+
+
+@final
+@dataclass(frozen=True)
+class SiteCard:
+    """One site of a steer.
+
+    Args:
+        hookpoint: Name of the site, ``module[:output][@step]``.
+        module_type: Class name of the module.
+        width: Number of neurons.
+        displacement: Mean over neurons of ``mean |T(a) - a| / sd(a)`` over the source law.
+        transported: Share of the source law's samples that lie inside the support.
+    """
+
+    hookpoint: str
+    module_type: str
+    width: int
+    displacement: float
+    transported: float
+
+
+@final
+@dataclass(frozen=True)
+class SideCard:
+    """One side's data.
+
+    Args:
+        num_prompts: Prompts that the side names.
+        num_samples: Samples that its law rests on.
+        num_quarantined: Prompts left out because they gave no activation.
+        num_truncated: Prompts cut to `max_tokens`.
+        fingerprint: SHA-256 over the prompts in canonical order; empty when fitted in memory.
+    """
+
+    num_prompts: int
+    num_samples: int
+    num_quarantined: int
+    num_truncated: int
+    fingerprint: str
+
+
+@final
+@dataclass(frozen=True)
+class Card:
+    """What a steer is, where it came from, and what it fits.
+
+    Args:
+        format_version: Version of the artifact format.
+        name: Name of the steer.
+        kind: ``causal-lm`` or ``text-to-image``, or ``module`` when fitted in memory on any other module.
+        method: Method of the transport.
+        support: ``observed``, ``unbounded``, or the two percentiles.
+        pooling: How the tokens of a prompt became one sample.
+        template: ``plain`` or ``chat``.
+        estimation: ``simultaneous``.
+        sites: The sites, in execution order.
+        timesteps: The denoiser's timesteps that the steps of the sites name; empty for language models.
+        source: The source side.
+        target: The target side.
+        model_fingerprint: Fingerprint of the weights in memory, see `act.fingerprint`.
+        checkpoint_fingerprint: SHA-256 of the model and tokenizer files; empty when fitted in memory.
+        numerics: Device, dtype, threads, versions: the class of bits that the fit computed.
+        plan: Fingerprint of the plan; empty when fitted in memory.
+        spec: The spec as written; empty when fitted in memory.
+        tensors: SHA-256 of `steer.safetensors`.
+    """
+
+    format_version: Literal[1]
+    name: str
+    kind: str
+    method: str
+    support: str
+    pooling: str
+    template: str
+    estimation: str
+    sites: tuple[SiteCard, ...]
+    timesteps: tuple[float, ...]
+    source: SideCard
+    target: SideCard
+    model_fingerprint: str
+    checkpoint_fingerprint: str
+    numerics: Mapping[str, Any]
+    plan: str
+    spec: Mapping[str, Any]
+    tensors: str

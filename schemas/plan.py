@@ -1,0 +1,215 @@
+"""The plan: everything that a run will do, fixed before any of it happens."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, final
+
+from schemas.record import digest
+
+SideName = Literal["source", "target"]
+SIDES: tuple[SideName, ...] = ("source", "target")
+
+#: Neurons of one inner chunk of the activation store.
+CHUNK_NEURONS = 64
+
+
+@final
+@dataclass(frozen=True)
+class Site:
+    """One place where activations are taken: an output of a module, at one denoising step if there are steps.
+
+    Args:
+        hookpoint: Name of the site, ``module[:output][@step]``.
+        module_type: Class name of the module.
+        width: Number of neurons.
+    """
+
+    hookpoint: str
+    module_type: str
+    width: int
+
+
+@final
+@dataclass(frozen=True)
+class Numerics:
+    """What decides the last bit of an activation besides the model, the prompts and the micro-batches.
+
+    Args:
+        device: ``cpu``, or the name of the GPU.
+        dtype: Type of the model's weights.
+        threads: Intra-op threads of a worker: they change float32 sums.
+        attention: Attention implementation.
+        cpu: Instruction set that torch uses.
+        versions: Versions of the packages that compute.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+    attention: str
+    cpu: str
+    versions: Mapping[str, str]
+
+
+@final
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model on disk, seen without loading its weights.
+
+    Args:
+        kind: ``causal-lm`` or ``text-to-image``.
+        fingerprint: SHA-256 over configuration, weights and tokenizer as they lie on disk.
+        num_parameters: Number of parameters.
+        weight_bytes: Bytes of the loaded weights and buffers.
+    """
+
+    kind: str
+    fingerprint: str
+    num_parameters: int
+    weight_bytes: int
+
+
+@final
+@dataclass(frozen=True)
+class Side:
+    """One side of the transport: its prompts and their fingerprint."""
+
+    num_prompts: int
+    fingerprint: str
+
+
+@final
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of one worker, from shapes.
+
+    Args:
+        weights: The model's weights.
+        forward: Live tensors of the largest micro-batch's forward.
+        block: Pooled activations of one unit.
+        available: What the machine (or GPU) has for one worker.
+    """
+
+    weights: int
+    forward: int
+    block: int
+    available: int
+
+    @property
+    def worker(self) -> int:
+        """Peak bytes of one worker. A block being written exists twice: once more as encoded chunks."""
+        return self.weights + self.forward + 2 * self.block
+
+
+@final
+@dataclass(frozen=True)
+class Unit:
+    """R prompts of one side: what one task computes, one shard stores and one receipt accounts for.
+
+    Args:
+        side: ``source`` or ``target``.
+        index: Number of the unit within its side, from 0.
+        start: Its first prompt, in the side's canonical order.
+        stop: One past its last prompt.
+    """
+
+    side: SideName
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts in the unit."""
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.side} unit {self.index}"
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run will do. Written once, before any work.
+
+    Args:
+        version: Version of this format.
+        spec: The spec as written.
+        model: The model.
+        location: Folder from which workers load it.
+        numerics: Class of bits that the run computes.
+        sites: Where activations are taken, in execution order.
+        timesteps: The denoiser's timesteps, in order; empty for language models.
+        source: The source side.
+        target: The target side.
+        rows_per_prompt: Rows of the store for one prompt: 1, or `max_tokens` under pooling ``all``.
+        memory: Peak bytes of a worker.
+        disk: Bytes of the activation store when every unit is written.
+    """
+
+    version: Literal[1]
+    spec: Mapping[str, Any]
+    model: ModelFacts
+    location: str
+    numerics: Numerics
+    sites: tuple[Site, ...]
+    timesteps: tuple[float, ...]
+    source: Side
+    target: Side
+    rows_per_prompt: int
+    memory: Memory
+    disk: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that changes the numbers: not names, places, worker counts or budgets."""
+        return digest(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The parts of the plan that change the numbers, by name."""
+        spec = {key: self.spec[key] for key in ("template", "pooling", "estimation", "transport")}
+        compute = {key: self.spec["compute"][key] for key in ("max_tokens", "unit_size", "batch_tokens")}
+        settings = {key: value for key, value in self.spec["model"].items() if key not in {"path", "gguf_file", "revision"}}
+        facts = ("model", "numerics", "sites", "timesteps", "source", "target", "rows_per_prompt")
+        return {"spec": spec, "compute": compute, "settings": settings} | {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            for name, value in ((name, getattr(self, name)) for name in facts)
+        }
+
+    @property
+    def unit_size(self) -> int:
+        """Prompts of a full unit."""
+        return int(self.spec["compute"]["unit_size"])
+
+    @property
+    def width(self) -> int:
+        """Neurons of all sites together: columns of the store."""
+        return sum(site.width for site in self.sites)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """The range of the store's columns that belongs to each site."""
+        ranges, start = {}, 0
+        for site in self.sites:
+            ranges[site.hookpoint] = slice(start, start + site.width)
+            start += site.width
+        return ranges
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of both sides."""
+        return self.source.num_prompts + self.target.num_prompts
+
+    def side(self, name: SideName) -> Side:
+        """Returns the side of that name."""
+        return self.source if name == "source" else self.target
+
+    def units(self) -> Iterator[Unit]:
+        """Yields the units of both sides in canonical order."""
+        for name in SIDES:
+            total = self.side(name).num_prompts
+            for index, start in enumerate(range(0, total, self.unit_size)):
+                yield Unit(name, index, start, min(start + self.unit_size, total))

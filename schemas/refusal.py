@@ -1,0 +1,186 @@
+"""Words what pydantic refuses in a job spec: one sentence that says where, what was found and what was wanted."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from schemas.document import Document, Path, SpecError, dotted, shown
+
+# Words of the spec that belong to later versions.
+_LATER: Mapping[str, tuple[str, ...]] = {
+    "transport.method": ("det-zero", "actadd", "caa", "aura", "east", "iti-mean", "iti-probe", "gaussian", "quantile"),
+    "transport.support": ("tokens",),
+    "estimation": ("sequential",),
+    "store.activations": ("sample", "none"),
+}
+
+# What others call our words, where the letters alone would not lead there.
+_ALSO_CALLED = {"avg": "mean", "average": "mean", "half": "float16", "fp16": "float16", "fp32": "float32"}
+
+
+@final
+@dataclass(frozen=True)
+class _Finding:
+    """One thing that is wrong.
+
+    Args:
+        place: The key that is wrong, missing or unknown.
+        missing: The key is not there.
+        problem: The sentence.
+    """
+
+    place: Path
+    missing: bool
+    problem: str
+
+
+def refusal(spec: Document, errors: Sequence[Mapping[str, Any]], job: type) -> SpecError:
+    """Returns the error that names the first thing that is wrong in a spec.
+
+    Missing keys come last: often they are there, misspelt.
+
+    Args:
+        spec: The document.
+        errors: What `pydantic.ValidationError.errors` lists.
+        job: The model that the document was validated as.
+    """
+    findings: dict[Path, _Finding] = {}
+    for error in errors:
+        finding = _finding(spec, error, job)
+        findings.setdefault(finding.place, finding)
+    # Of a union, pydantic lists what each member misses: what is wrong with the whole says it best.
+    whole = [f for f in findings.values() if not any(f.place[:n] in findings for n in range(1, len(f.place)))]
+    first = min(whole, key=lambda f: (f.missing, _line(spec, f.place)))
+    return SpecError(spec.file, _line(spec, first.place), dotted(first.place), first.problem, len(whole) - 1)
+
+
+def _line(spec: Document, place: Path) -> int:
+    """Returns the line of a key, or of the nearest section around it that is there."""
+    return next(spec.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in spec.lines)
+
+
+def _finding(spec: Document, error: Mapping[str, Any], job: type) -> _Finding:
+    kind, value = error["type"], error["input"]
+    section, _ = _walk(job, error["loc"][:-1])
+    _, field = _walk(job, error["loc"])
+    place = _place(spec.values, error["loc"], section)
+    if kind == "extra_forbidden":
+        return _Finding(place, missing=False, problem=_unknown(place, section, job))
+    if kind == "missing":
+        return _Finding(
+            place, missing=True, problem=f"key {dotted(place)!r} is missing; wanted {_wanted(field, _words(field))}"
+        )
+    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+        key = str(error["ctx"]["discriminator"]).strip("'")
+        words = tuple(word for option in _sections(field.annotation) for word in _words(_fields(option)[key]))
+        place = (*place, key)
+        if kind == "union_tag_not_found":
+            return _Finding(
+                place, missing=True, problem=f"key {dotted(place)!r} is missing; wanted {_wanted(None, words)}"
+            )
+        return _Finding(place, missing=False, problem=_wrong(place, value[key], None, words))
+    if kind == "value_error":
+        return _Finding(
+            place, missing=False, problem=f"{dotted(place)!r} is {shown(value)}; wanted {error['ctx']['error']}"
+        )
+    return _Finding(place, missing=False, problem=_wrong(place, value, field, _words(field)))
+
+
+def _place(values: Mapping[str, Any], loc: Path, section: type) -> Path:
+    """Returns the steps of pydantic's `loc` that are keys, without those that name a member of a union."""
+    place: Path = ()
+    here: Any = values
+    for step in loc:
+        if step in here if isinstance(here, dict) else isinstance(here, list) and isinstance(step, int):
+            here = here[step]
+            place = (*place, step)
+    absent = len(loc) > len(place) and loc[-1] in _fields(section) and place[-1:] != loc[-1:]
+    return (*place, loc[-1]) if absent else place
+
+
+def _walk(job: type, loc: Path) -> tuple[type, Any]:
+    """Returns the section that `loc` leads into, and the last field that it passes."""
+    section, field = job, None
+    options: tuple[type, ...] = ()
+    for step in loc:
+        tagged = [option for option in options if any(step in _words(f) for f in _fields(option).values())]
+        if tagged:
+            section, options = tagged[0], ()
+        elif isinstance(step, str) and step in _fields(section):
+            field = _fields(section)[step]
+            options = tuple(_sections(field.annotation))
+            section = options[0] if len(options) == 1 else section
+    return section, field
+
+
+def _fields(section: type) -> Mapping[str, Any]:
+    """Returns a pydantic model's fields."""
+    return typing.cast("Mapping[str, Any]", getattr(section, "model_fields", {}))
+
+
+def _sections(annotation: Any) -> Iterator[type]:  # noqa: ANN401
+    """Yields the models within an annotation."""
+    if isinstance(annotation, type) and _fields(annotation):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _sections(argument)
+
+
+def _words(field: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Returns the fixed vocabulary of a field, empty if it has none."""
+    return tuple(_literals(field.annotation)) if field is not None else ()
+
+
+def _literals(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from typing.get_args(annotation)
+    else:
+        for argument in typing.get_args(annotation):
+            yield from _literals(argument)
+
+
+def _wanted(field: Any, words: Sequence[Any]) -> str:  # noqa: ANN401
+    if field is not None and field.description:
+        return str(field.description)
+    if words:
+        return ("one of " if len(words) > 1 else "") + ", ".join(map(str, words))
+    keys = [key for section in _sections(field.annotation) for key in _fields(section)]
+    return f"a section with keys of {', '.join(dict.fromkeys(keys))}"
+
+
+def _wrong(place: Path, value: object, field: Any, words: Sequence[Any]) -> str:  # noqa: ANN401
+    """Words a value that is not what was wanted."""
+    key = dotted(place)
+    if isinstance(value, str) and value in _LATER.get(str(key), ()):
+        return f"{key!r} is {shown(value)}, which this version does not offer yet; it offers {_wanted(field, words)}"
+    return f"{key!r} is {shown(value)}; wanted {_wanted(field, words)}{_hint(value, words, 0.5)}"
+
+
+def _unknown(place: Path, section: type, job: type) -> str:
+    """Words an unknown key, with the nearest one here or, failing that, anywhere."""
+    key, known = str(place[-1]), tuple(_fields(section))
+    where = f"under {dotted(place[:-1])!r}" if len(place) > 1 else "at the top"
+    hint = _hint(key, known, 0.6) or _elsewhere(place, job)
+    return f"unknown key {key!r} {where}; wanted one of {', '.join(known)}{hint}"
+
+
+def _elsewhere(place: Path, job: type) -> str:
+    homes: dict[str, str] = {}
+    for top, field in _fields(job).items():
+        for name, home in [(top, top), *((n, f"{top}.{n}") for s in _sections(field.annotation) for n in _fields(s))]:
+            if home != dotted(place):
+                homes.setdefault(name, home)
+    nearest = difflib.get_close_matches(str(place[-1]), homes, n=1, cutoff=0.6)
+    return f"; did you mean {homes[nearest[0]]!r}?" if nearest else ""
+
+
+def _hint(value: object, words: Sequence[Any], cutoff: float) -> str:
+    """Returns the nearest of some words as a question, empty if none is near."""
+    known = [str(word) for word in words]
+    if not isinstance(value, str):
+        return ""
+    alias = _ALSO_CALLED.get(value.lower())
+    nearest = [alias] if alias in known else difflib.get_close_matches(value.lower(), known, n=1, cutoff=cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
