@@ -24,7 +24,7 @@ test: $(INSTALLED) ## run the fast tests
 test-slow: $(INSTALLED) ## run the tests that need a real model or minutes
 	$(BIN)/python -m pytest -m slow
 
-models/smollm2: $(INSTALLED) ## write the demo's model as a folder of safetensors, for specs of your own
+models/smollm2: | $(INSTALLED) ## write the demo's model as a folder of safetensors, for specs of your own
 	$(BIN)/python -c "from jobs.demo import find_model; find_model()"
 
 check: $(INSTALLED) ## run ruff, mypy and the import contracts
@@ -33,7 +33,7 @@ check: $(INSTALLED) ## run ruff, mypy and the import contracts
 bench: $(INSTALLED) ## measure what the README claims
 	$(BIN)/python -m benchmarks
 
-clean: ## remove .venv, caches and build outputs; runs are kept
+clean: ## remove .venv, caches and build outputs; runs/ and models/ are kept
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -49,7 +49,7 @@ def apply(
     strength = _finite(strength)
     modules = modules_of(model)
     _check_sites(steer, modules)
-    if weights == "match":
+    if weights != "any":
         _check_weights(steer, model)
     if strength == 0:
         yield
@@ -59,9 +59,7 @@ def apply(
 
 
 @contextmanager
-def _steered(
-    steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractClock, strength: float
-) -> Iterator[None]:
+def _steered(steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractClock, strength: float) -> Iterator[None]:
     places: defaultdict[Hookpoint, _Steps] = defaultdict(dict)
     for name, transport in steer.maps.items():
         site = Hookpoint.parse(name)
@@ -94,10 +92,10 @@ def _clock(steer: Steer, model: nn.Module | Any) -> AbstractClock:  # noqa: ANN4
     return DenoisingClock(model, steer.card.timesteps) if steer.card.timesteps else StillClock()
 
 
-def _finite(strength: float) -> float:
+def _finite(strength: Any) -> float:  # noqa: ANN401
     try:
-        value = float(strength)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(strength, str | bytes) else float(strength)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         value = math.nan
     if not math.isfinite(value):
         raise StrengthError(strength)

@@ -36,7 +36,7 @@ def discover(
 
     Raises:
         SiteVisitError: A hookpoint is never called, or more than once in one step.
-        HookpointOutputError: A hookpoint's output is no tensor.
+        HookpointOutputError: A hookpoint's output is no tensor of floating-point numbers.
         ShapeError: Its tensor has no axis of neurons, or is not one a token.
     """
     clock = clock or StillClock()

@@ -42,13 +42,22 @@ def fit_steer(
 
     Raises:
         HookpointNotFoundError: A preset or pattern matches no module.
+        SiteVisitError: A site is not called exactly once in a forward.
+        ShapeError: A site's output has not one vector a token.
+        EmptyRowError: A row of an attention mask has no real token.
         EmptyMarginalError: A side has no batches.
+        NotFiniteError: An activation is NaN or infinite.
+        UnknownPoolingError: There is no such pooling.
+        UnknownMethodError: There is no such method.
     """
     modules = modules_of(model)
     batches = list(source), list(target)
     if not batches[0] or not batches[1]:
         raise EmptyMarginalError(0)
-    sites = discover(modules, select(hookpoints, modules), lambda: _forward(model, batches[0][0]))
+    first = batches[0][0]
+    mask = first.get("attention_mask")
+    num_tokens = None if mask is None else mask.shape[-1]
+    sites = discover(modules, select(hookpoints, modules), lambda: _forward(model, first), tokens=num_tokens)
     laws = [_laws(model, sites, pooling, side) for side in batches]
     maps = {
         site.hookpoint: fit_map(transport.method, a, b, support=transport.support)
@@ -63,15 +72,13 @@ def fit_steer(
         pooling=pooling,
         template="plain",
         estimation="simultaneous",
-        sites=tuple(
-            site_card(site, maps[site.hookpoint], law) for site, law in zip(sites, laws[0], strict=True)
-        ),
+        sites=tuple(site_card(site, maps[site.hookpoint], law) for site, law in zip(sites, laws[0], strict=True)),
         timesteps=(),
         source=_side_card(laws[0][0]),
         target=_side_card(laws[1][0]),
         model_fingerprint=fingerprint(model),
         checkpoint_fingerprint="",
-        numerics={"torch": torch.__version__, "threads": torch.get_num_threads()},
+        numerics={"torch": str(torch.__version__), "threads": torch.get_num_threads()},
         plan="",
         spec={},
         tensors="",

@@ -4,9 +4,10 @@ A hookpoint is written ``module[:output][@step]``: the dotted name of a module, 
 when that is a tuple, and the denoising step when the model is a denoiser.
 """
 
+import copy
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -20,7 +21,11 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 
 _WRITTEN = re.compile(r"(?P<module>.+?)(?::(?P<output>\d+))?(?:@(?P<step>\d+))?")
 _NORM = re.compile(r"(Layer|RMS)Norm", re.IGNORECASE)
-_ATTENTION = re.compile(r"Attention|Attn|Mixer(?!Layer)|DeltaNet")
+# The end of the name tells an attention from a block that has one: CrossAttnDownBlock2D, JambaAttentionDecoderLayer.
+_ATTENTION = re.compile(r"^(?!.*Block\d).*(Attention|Attn|Mixer|DeltaNet)\d*$")
+# Blocks that return the text's stream before the image's, which is the one that a preset means.
+_TEXT_FIRST = re.compile(r"^(Flux2?|FluxSingle|Chroma|QwenImage|Joint)TransformerBlock$")
+_MIDDLE = re.compile(r"MidBlock")
 _MLP = re.compile(r"(MLP|MoE|MoeBlock|MoEBlock|FeedForward|FFN|LayerFF)$|^FeedForward", re.IGNORECASE)
 
 
@@ -31,7 +36,7 @@ class Hookpoint:
 
     Args:
         module: Dotted name of the module.
-        output: Place in a tuple output; None for a tensor output, or the first of a tuple.
+        output: Place in an output of several parts, a tuple or a mapping; None for a tensor, or the first of them.
         step: Denoising step, from 0; None for every call.
     """
 
@@ -61,23 +66,23 @@ class Hookpoint:
         """Returns this hookpoint's tensor of what the module returned.
 
         Raises:
-            HookpointOutputError: There is no tensor at that place.
+            HookpointOutputError: There is no floating-point tensor at that place.
         """
-        found = returned
-        if isinstance(returned, tuple | list):
-            place = self.output or 0
-            found = returned[place] if place < len(returned) else None
-        elif self.output:
-            found = None
-        if not isinstance(found, torch.Tensor):
+        parts, place = _parts(returned), self.output or 0
+        found = parts[place] if place < len(parts) else None
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             raise HookpointOutputError(str(self), _describe(returned))
         return found
 
     def put(self, returned: Any, tensor: torch.Tensor) -> Any:  # noqa: ANN401
-        """Returns what the module returned with this hookpoint's tensor replaced."""
+        """Returns what the module returned with this hookpoint's tensor replaced; `returned` is left as it is."""
+        place = self.output or 0
+        if isinstance(returned, MutableMapping):
+            moved = copy.copy(returned)
+            moved[list(returned)[place]] = tensor
+            return moved
         if not isinstance(returned, tuple | list):
             return tensor
-        place = self.output or 0
         items = [*returned[:place], tensor, *returned[place + 1 :]]
         if isinstance(returned, list):
             return items
@@ -109,17 +114,22 @@ def select(hookpoints: str | Sequence[str], modules: Mapping[str, nn.Module]) ->
 
     Raises:
         HookpointNotFoundError: A preset or pattern matches no module.
-        HookpointPatternError: A pattern is no regular expression.
+        HookpointPatternError: A pattern is no regular expression, or there are none.
     """
     wanted = [hookpoints] if isinstance(hookpoints, str) else list(hookpoints)
-    chosen: dict[Hookpoint, None] = {}
+    if not wanted:
+        raise HookpointPatternError("", "the list is empty")
+    order = {name: place for place, name in enumerate(modules)}
+    chosen: dict[tuple[int, int], Hookpoint] = {}
     for pattern in wanted:
         found = _preset(pattern, modules) if pattern in PRESETS else _match(pattern, modules)
         if not found:
-            raise HookpointNotFoundError(pattern, nearest(pattern, [*modules, *PRESETS]))
-        chosen |= dict.fromkeys(found)
-    order = {name: place for place, name in enumerate(modules)}
-    return tuple(sorted(chosen, key=lambda hookpoint: (order[hookpoint.module], hookpoint.output or 0)))
+            others = [preset for preset in PRESETS if preset != pattern]
+            raise HookpointNotFoundError(pattern, nearest(pattern, [*modules, *others]))
+        for hookpoint in found:
+            # `name` and `name:0` are one place.
+            chosen.setdefault((order[hookpoint.module], hookpoint.output or 0), hookpoint)
+    return tuple(chosen[place] for place in sorted(chosen))
 
 
 def nearest(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
@@ -141,28 +151,45 @@ def _match(pattern: str, modules: Mapping[str, nn.Module]) -> list[Hookpoint]:
 
 
 def _preset(preset: str, modules: Mapping[str, nn.Module]) -> list[Hookpoint]:
-    """A preset names a role. Roles are told by the class of a module and of those around it, for names differ by family."""
+    """A preset names a role, told by the class of a module and of those around it, for names differ by family."""
     role: dict[str, Callable[[str], bool]] = {
-        "layernorms": lambda name: _is(modules, name, _NORM) and not _inside(modules, name, _ATTENTION),
-        "attention-out": lambda name: _is(modules, name, _ATTENTION) and not _inside(modules, name, _ATTENTION),
-        "mlp-out": lambda name: _is(modules, name, _MLP) and not _inside(modules, name, _MLP),
+        "layernorms": lambda name: _is_outermost(modules, name, _NORM) and not _within_attention(modules, name),
+        "attention-out": lambda name: _is_outermost(modules, name, _ATTENTION),
+        "mlp-out": lambda name: _is_outermost(modules, name, _MLP),
         "blocks": lambda name: _is_block(modules, name) and not any(_is_block(modules, a) for a in _above(name)),
     }
-    return [Hookpoint(name) for name in modules if role[preset](name)]
+    text_first = preset == "blocks"
+    return [
+        Hookpoint(name, 1 if text_first and _is(modules, name, _TEXT_FIRST) else None)
+        for name in modules
+        if role[preset](name)
+    ]
 
 
 def _is(modules: Mapping[str, nn.Module], name: str, kind: re.Pattern[str]) -> bool:
     return name in modules and kind.search(type(modules[name]).__name__) is not None
 
 
-def _inside(modules: Mapping[str, nn.Module], name: str, kind: re.Pattern[str]) -> bool:
-    return any(_is(modules, above, kind) for above in _above(name))
+def _is_outermost(modules: Mapping[str, nn.Module], name: str, kind: re.Pattern[str]) -> bool:
+    return _is(modules, name, kind) and not any(_is(modules, above, kind) for above in _above(name))
+
+
+def _within_attention(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a module is part of an attention's own work, such as a norm of its queries.
+
+    An attention around another one is a wrapper: BERT's and T5's hold the norm of the residual stream as well.
+    """
+    around = [above for above in _above(name) if _is(modules, above, _ATTENTION)]
+    return bool(around) and not any(
+        _is(modules, f"{around[-1]}.{inner}", _ATTENTION) for inner, _ in modules[around[-1]].named_modules() if inner
+    )
 
 
 def _is_block(modules: Mapping[str, nn.Module], name: str) -> bool:
-    """A block is a composite element of a list of modules."""
+    """A block is a composite element of a list of modules; a UNet has one more, in the middle."""
     parent = modules.get(name.rpartition(".")[0])
-    return isinstance(parent, nn.ModuleList) and name in modules and any(True for _ in modules[name].children())
+    listed = isinstance(parent, nn.ModuleList) or _is(modules, name, _MIDDLE)
+    return listed and name in modules and any(True for _ in modules[name].children())
 
 
 def _above(name: str) -> list[str]:
@@ -170,7 +197,15 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
+def _parts(returned: Any) -> list[Any]:  # noqa: ANN401
+    """What a module returned, part by part. transformers and diffusers return mappings with the order of a tuple."""
+    if isinstance(returned, MutableMapping):
+        return list(returned.values())
+    return list(returned) if isinstance(returned, tuple | list) else [returned]
+
+
 def _describe(returned: Any) -> str:  # noqa: ANN401
-    if isinstance(returned, tuple | list):
-        return f"a {type(returned).__name__} of {len(returned)}"
-    return f"a {type(returned).__name__}"
+    kind = type(returned).__name__
+    if isinstance(returned, tuple | list | MutableMapping):
+        return f"a {kind} of {', '.join(type(part).__name__ for part in _parts(returned)) or 'nothing'}"
+    return f"a {kind} of {returned.dtype}" if isinstance(returned, torch.Tensor) else f"a {kind}"

@@ -1,7 +1,7 @@
 """The steer: one map a site, with the card that says what they are; saved to a folder and loaded from one."""
 
 import hashlib
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from act.errors import SteerExistsError, SteerFileError, SteerNotFoundError
+from act.errors import ActError, SteerExistsError, SteerFileError, SteerNotFoundError
 from act.transport.affine import TransportMap
 from schemas import files, record
 from schemas.card import FORMAT_VERSION, Card
@@ -38,86 +38,106 @@ class Steer:
 
     def __post_init__(self) -> None:
         """Checks that card and maps speak of the same sites."""
-        named = {site.hookpoint: site.width for site in self.card.sites}
-        found = {name: len(transport.scale) for name, transport in self.maps.items()}
-        if named != found:
-            odd = sorted(set(named.items()) ^ set(found.items()))[:3]
-            raise SteerFileError(self.card.name, f"the card and the maps differ in {odd}")
+        named = [(site.hookpoint, site.width) for site in self.card.sites]
+        found = [(name, transport.num_neurons) for name, transport in self.maps.items()]
+        if sorted(named) != sorted(found):
+            odd = ", ".join(f"{name} ({width} neurons)" for name, width in sorted(set(named) ^ set(found))[:3])
+            raise SteerFileError(self.card.name, f"the card and the maps differ in {odd or 'a site named twice'}")
 
     def save(self, folder: Path | str) -> "Steer":
-        """Writes the steer as a folder that appears whole or not at all; returns it with the hash of its tensors.
+        """Writes the steer as a folder that appears whole or not at all; returns it with its card's hashes filled in.
 
         Saving the same steer again does nothing.
 
         Raises:
-            SteerExistsError: The folder holds something else.
+            SteerExistsError: The folder holds something else, or the same steer damaged.
         """
-        place = Path(folder)
-        tensors = {
-            f"{name}.{part}": getattr(transport, part).to("cpu", torch.float32).contiguous()
+        place = Path(folder).absolute()
+        data = safetensors.torch.save(self._tensors())
+        saved = replace(self, card=replace(self.card, tensors=hashlib.sha256(data).hexdigest()).sealed)
+        written = {TENSORS: data, CARD: record.dump(saved.card), README: _readme(saved.card).encode()}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            files.publish_folder(place, written)
+        except FileExistsError as exc:
+            if not all(_holds(place / name, written[name]) for name in (TENSORS, CARD)):
+                raise SteerExistsError(str(folder)) from exc
+        return saved
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Copies: maps may share memory with each other, files of tensors may not."""
+        return {
+            f"{name}.{part}": getattr(transport, part).detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, transport in self.maps.items()
             for part in PARTS
         }
-        data = safetensors.torch.save(tensors)
-        saved = replace(self, card=replace(self.card, tensors=hashlib.sha256(data).hexdigest()))
-        card = record.dump(saved.card)
-        if place.exists() and any(place.iterdir()):
-            if (place / CARD).is_file() and (place / CARD).read_bytes() == card:
-                return saved
-            raise SteerExistsError(str(place))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.publish_folder(place, {TENSORS: data, CARD: card, README: _readme(saved.card).encode()})
-        return saved
 
 
 def load(folder: Path | str) -> Steer:
-    """Returns the steer that a folder holds, every byte of its tensors checked against the card.
+    """Returns the steer that a folder holds, every byte of its card and tensors checked.
 
     Args:
         folder: A folder written by `Steer.save`.
 
     Raises:
-        SteerNotFoundError: There is no such folder, or it holds no card.
-        SteerFileError: The card is of another format, or card and tensors do not belong together.
+        SteerNotFoundError: There is no such folder, or it holds no card or no tensors.
+        SteerFileError: The card is of another format, or a byte of card or tensors is not as it was written.
     """
     place = Path(folder)
-    try:
-        written = (place / CARD).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise SteerNotFoundError(str(folder)) from exc
-    card = _read_card(place / CARD, written)
-    maps = _read_maps(place / TENSORS, card)
-    return Steer(card, maps)
+    card = _read_card(place / CARD)
+    return Steer(card, _read_maps(place / TENSORS, card))
 
 
-def _read_card(path: Path, written: bytes) -> Card:
+def _read_card(path: Path) -> Card:
+    written = _read(path, record.MAX_RECORD_BYTES)
     try:
-        version = json.loads(written).get("format_version")
-        if version != FORMAT_VERSION:
-            raise SteerFileError(str(path), f"its format version is {version!r}, this actmap reads {FORMAT_VERSION}")
-        return record.load(Card, written)
-    except (ValueError, AttributeError, RecursionError) as exc:
-        if isinstance(exc, SteerFileError):
-            raise
-        raise SteerFileError(str(path), f"it is no card: {exc}") from exc
+        tree = record.parse("Card", written)
+        version = tree.get("format_version") if isinstance(tree, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            problem = f"its format version is {version}, this actmap reads {FORMAT_VERSION}; take a newer actmap"
+            raise SteerFileError(str(path), problem)
+        card = record.load(Card, written)
+    except record.RecordError as exc:
+        raise SteerFileError(str(path), f"it is no card of a steer: {exc}") from exc
+    if record.dump(card.sealed) != written:
+        raise SteerFileError(str(path), "it is not as it was written, its checksum differs; fetch or fit it again")
+    return card
 
 
 def _read_maps(path: Path, card: Card) -> dict[str, TransportMap]:
-    widths = {site.hookpoint: site.width for site in card.sites}
-    most = sum(widths.values()) * len(PARTS) * 4 + _HEADER_BYTES
-    try:
-        if path.stat().st_size > most:
-            raise SteerFileError(str(path), f"it has more than the {most} bytes that its card speaks of")
-        data = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise SteerNotFoundError(str(path)) from exc
+    shapes = {f"{site.hookpoint}.{part}": (torch.float32, site.width) for site in card.sites for part in PARTS}
+    data = _read(path, sum(width for _, width in shapes.values()) * 4 + _HEADER_BYTES)
     if hashlib.sha256(data).hexdigest() != card.tensors:
         raise SteerFileError(str(path), "its bytes are not those that the card was written for; fetch or fit it again")
     try:
         tensors = safetensors.torch.load(data)
-        return {name: TransportMap(*(tensors[f"{name}.{part}"] for part in PARTS)) for name in widths}
-    except (safetensors.SafetensorError, KeyError) as exc:
-        raise SteerFileError(str(path), f"its tensors are not those that the card names ({exc})") from exc
+    except safetensors.SafetensorError as exc:
+        raise SteerFileError(str(path), f"it holds no tensors ({exc})") from exc
+    if {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()} != shapes:
+        raise SteerFileError(str(path), "its tensors are not the float32 vectors that the card names")
+    try:
+        return {
+            site.hookpoint: TransportMap(*(tensors[f"{site.hookpoint}.{part}"] for part in PARTS))
+            for site in card.sites
+        }
+    except ActError as exc:
+        raise SteerFileError(str(path), f"its tensors are no maps ({exc})") from exc
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Returns the bytes of a file that has at most so many."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise SteerFileError(str(path), f"it has {size} bytes, more than the {most} that it may have")
+            return file.read(size)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
+        raise SteerNotFoundError(str(path.parent)) from exc
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def _readme(card: Card) -> str:

@@ -150,3 +150,7 @@ def _out(as_json: bool, facts: dict[str, Any], page: Any) -> None:  # noqa: ANN4
         sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
         Console().print(page, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -83,19 +83,19 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
         if missing:
             with stages.stage("model"):
                 checkpoint.prepare()
-            receipts += _extract(_workers(settled, folder, spec.parent, cache), settled, missing, receipts, stages)
+            receipts += _extract(_workers(settled, folder), settled, missing, receipts, stages)
         _announce(receipts, stages)
         steer = load(folder.steer) if folder.steer.exists() else _fit(settled, folder, receipts, stages)
         timings = _keep_timings(folder, settled, stages, sum(unit.num_prompts for unit in missing))
     return Fitted(settled, steer, receipts, timings)
 
 
-def _workers(plan: Plan, folder: RunFolder, base: Path, cache: Path) -> AbstractWorkers:
+def _workers(plan: Plan, folder: RunFolder) -> AbstractWorkers:
     if plan.spec["compute"]["workers"] == 0:
-        return InProcessWorkers(plan, folder.root, base, cache)
+        return InProcessWorkers(plan, folder.root)
     from pipeline.cluster import RayWorkers  # noqa: PLC0415 - Ray is slow to import
 
-    return RayWorkers(plan, folder.root, base, cache)
+    return RayWorkers(plan, folder.root)
 
 
 def _extract(
@@ -103,7 +103,8 @@ def _extract(
 ) -> list[Receipt]:
     """Runs the missing units; returns their receipts. Stops as soon as more prompts are lost than the spec allows."""
     landed: list[Receipt] = []
-    _check_losses(plan, done)
+    losses = _Losses(plan)
+    losses.update(done)
     with ExitStack() as stack:
         with stages.stage("workers"):
             stack.enter_context(workers)
@@ -112,7 +113,7 @@ def _extract(
             for receipt in workers.extract(missing):
                 landed.append(receipt)
                 stages.advance("extract", receipt.num_prompts)
-                _check_losses(plan, [*done, *landed])
+                losses.update([receipt])
     return landed
 
 
@@ -137,7 +138,9 @@ def _lay_out(folder: RunFolder, plan: Plan, located: Job, spec: bytes) -> None:
             prompts.write_snapshot(getattr(located, name), path, plan.unit_size)
         found = prompts.Snapshot.open(path).fingerprint
         if found != wanted:
-            raise DamagedRunError(str(path), "its prompts are not those of the plan; the input changed while it was read")
+            raise DamagedRunError(
+                str(path), "its prompts are not those of the plan; the input changed while it was read"
+            )
 
 
 @contextmanager
@@ -156,11 +159,28 @@ def _locked(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_losses(plan: Plan, receipts: Sequence[Receipt]) -> None:
-    lost = [(receipt.side, one) for receipt in receipts for one in receipt.quarantined]
-    allowed = int(plan.spec["failures"]["quarantine_at_most"] * plan.num_prompts)
-    if len(lost) > allowed:
-        raise LossError(len(lost), allowed, [f"{side} row {one.row} ({one.reason})" for side, one in lost[:3]])
+@final
+class _Losses:
+    """The prompts lost so far. Kept as a running list, so that a unit costs the same however many went before it.
+
+    Args:
+        plan: The plan, which says how many may be lost.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._allowed = int(plan.spec["failures"]["quarantine_at_most"] * plan.num_prompts)
+        self._lost: list[str] = []
+
+    def update(self, receipts: Sequence[Receipt]) -> None:
+        """Counts the losses of some more receipts.
+
+        Raises:
+            LossError: They are more than the plan allows.
+        """
+        for receipt in receipts:
+            self._lost += [f"{receipt.side} row {one.row} ({one.reason})" for one in receipt.quarantined]
+        if len(self._lost) > self._allowed:
+            raise LossError(len(self._lost), self._allowed, self._lost[:3])
 
 
 def _announce(receipts: Sequence[Receipt], stages: Stages) -> None:

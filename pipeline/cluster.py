@@ -4,11 +4,15 @@ A local Ray listens on loopback alone and wants a token of its own. Ray reads bo
 imported, so they are in the environment before that.
 """
 
+import atexit
 import contextlib
+import functools
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,14 +42,12 @@ class RayWorkers(AbstractWorkers):
 
     Args:
         plan: The plan.
-        root: The run folder, which every worker must reach under the same path.
-        base: Folder against which the spec's relative paths are resolved.
-        cache: Folder for converted checkpoints.
+        root: The run folder. Every worker must reach it, and the model, under the same path.
     """
 
-    def __init__(self, plan: Plan, root: Path, base: Path, cache: Path) -> None:
+    def __init__(self, plan: Plan, root: Path) -> None:
         compute = plan.spec["compute"]
-        self._arguments = plan, root.resolve(), base.resolve(), cache.resolve()
+        self._arguments = plan, root.resolve()
         self._address, self._num_workers = compute["address"], compute["workers"]
         self._threads, self._gpus = compute["threads"], 0 if plan.numerics.device == "cpu" else 1
         self._stack = contextlib.ExitStack()
@@ -150,10 +152,13 @@ def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
             options |= {"num_cpus": num_cpus, "include_dashboard": False}
         import ray  # noqa: PLC0415 - reads the environment when imported
 
+        if address == "local" and ray._private.ray_constants.ENABLE_RAY_CLUSTER:  # noqa: SLF001 - it has no public name
+            raise ClusterError(address, "ray was imported before actmap could bind it to loopback; import it afterwards")
         if ray.is_initialized():
             raise ClusterError(address, "this process is already connected to a Ray; call ray.shutdown() first")
         try:
-            ray.init(**options, log_to_driver=False, configure_logging=True, logging_level="ERROR")
+            with _sigterm_kept():
+                ray.init(**options, log_to_driver=False, configure_logging=True, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as exc:
             raise ClusterError(address, str(exc).splitlines()[0]) from exc
         stack.callback(ray.shutdown)
@@ -161,16 +166,23 @@ def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
 
 
 @contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """A context after which SIGTERM does what it did before: Ray's own handler ends the process with the signal's number."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _private_environment() -> Iterator[None]:
-    """The environment of a Ray of our own: on loopback only, with a token in a file that only we can read."""
-    folder = Path(tempfile.mkdtemp(prefix="actmap-ray-"))
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    """The environment of a Ray of our own: on loopback only, with a token that only we can read."""
     wanted = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(_token_file()),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -184,4 +196,14 @@ def _private_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _token_file() -> Path:
+    """A file with a fresh token, removed when the process ends. One a process: Ray remembers the first that it read."""
+    folder = Path(tempfile.mkdtemp(prefix="actmap-ray-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "token"
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return path

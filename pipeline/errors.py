@@ -254,8 +254,9 @@ class LossError(PipelineError):
         self.num_lost, self.allowed, self.examples = num_lost, allowed, tuple(examples)
 
     def __str__(self) -> str:
+        prompts = "prompt" if self.num_lost == 1 else "prompts"
         return (
-            f"{self.num_lost} prompts gave no activation, {self.allowed} are allowed: {'; '.join(self.examples)}; "
+            f"{self.num_lost} {prompts} gave no activation, {self.allowed} are allowed: {'; '.join(self.examples)}; "
             "mend these prompts, or raise failures.quarantine_at_most"
         )
 
@@ -278,8 +279,13 @@ class StoreError(StorageError):
 class DamagedRunError(StorageError):
     """What was written is not what is read."""
 
+    def __init__(self, path: str, problem: str, remedy: str = "start again in a new folder") -> None:
+        super().__init__(path, problem)
+        self.args = path, problem, remedy
+        self.remedy = remedy
+
     def __str__(self) -> str:
-        return f"{self.path} is damaged: {self.problem}; delete its receipt under receipts/ and run again to redo its unit"
+        return f"{self.path} is damaged: {self.problem}; {self.remedy}"
 
 
 class ResumableError(PipelineError, RuntimeError):

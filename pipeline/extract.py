@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -16,7 +17,7 @@ from pipeline import machine
 from pipeline.errors import OtherNumericsError
 from pipeline.folder import RunFolder
 from pipeline.ledger import Ledger, measure
-from pipeline.models import AbstractModel, Packed, open_checkpoint
+from pipeline.models import AbstractModel, Packed, open_located
 from pipeline.plan import packing_rule
 from pipeline.prompts import Snapshot
 from pipeline.store import ActivationStore
@@ -32,36 +33,28 @@ EMPTY = "empty: no tokens"
 class Extractor:
     """Runs units of prompts through the model and stores their pooled activations.
 
-    A plain class: only `pipeline.cluster` makes it an actor, so tests call it in process. It loads its model when it
-    is made, and keeps the plan's number of threads only while it works.
+    A plain class: only `pipeline.cluster` makes it an actor, so tests call it in process. The model is loaded by
+    `ready`, or by the first unit.
 
     Args:
         plan: The plan.
         root: The run folder.
-        base: Folder against which the spec's relative paths are resolved.
-        cache: Folder for converted checkpoints.
-
-    Raises:
-        OtherNumericsError: This machine computes other bits than the plan says.
-        ModelLoadError: The model cannot be loaded.
     """
 
-    def __init__(self, plan: Plan, root: Path, base: Path, cache: Path) -> None:
+    def __init__(self, plan: Plan, root: Path) -> None:
         self._plan, self._folder = plan, RunFolder(root)
         self._store = ActivationStore(self._folder.activations, plan)
         self._ledger = Ledger(self._folder, plan)
-        job = Job.model_validate(plan.spec).located(base)
-        device = machine.pick_device(job.compute.device)
-        found = machine.numerics(device, plan.numerics.dtype, plan.numerics.threads, plan.numerics.attention)
-        if found != plan.numerics:
-            raise OtherNumericsError(str(plan.numerics), str(found))
-        with _threads(plan.numerics.threads):
-            self._model: AbstractModel = open_checkpoint(job.model, cache).load(device)
-        self._fingerprint = fingerprint(self._model.root)
         self._block: Block = np.empty((0, plan.width), np.float32)
 
     def ready(self) -> int:
-        """Returns the process id of the worker, once its model is loaded."""
+        """Loads the model, and returns the process id of the worker.
+
+        Raises:
+            OtherNumericsError: This machine computes other bits than the plan says.
+            ModelLoadError: The model cannot be loaded.
+        """
+        self._fingerprint  # noqa: B018 - loads the model
         return os.getpid()
 
     def extract(self, unit: Unit) -> Receipt:
@@ -102,6 +95,20 @@ class Extractor:
             peak_memory=machine.peak_memory(),
         )
         return self._ledger.commit(unit, receipt)
+
+    @cached_property
+    def _model(self) -> AbstractModel:
+        job, wanted = Job.model_validate(self._plan.spec), self._plan.numerics
+        device = machine.pick_device(job.compute.device)
+        found = machine.numerics(device, wanted.dtype, wanted.threads, wanted.attention)
+        if found != wanted:
+            raise OtherNumericsError(str(wanted), str(found))
+        with _threads(wanted.threads):
+            return open_located(job.model, Path(self._plan.location)).load(device)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self._model.root)
 
     def _clear(self, unit: Unit) -> Block:
         """The block of a unit, NaN everywhere. One allocation serves all units, so a worker's memory stays flat."""

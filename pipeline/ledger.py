@@ -13,6 +13,7 @@ from schemas.plan import Plan, Unit
 from schemas.receipt import Receipt
 
 _BLOCK = 4 << 20
+_REDO = "delete {} and run the same command again to redo its unit"
 
 
 @final
@@ -41,10 +42,10 @@ class Ledger:
         try:
             receipt = record.load(Receipt, written)
         except record.RecordError as exc:
-            raise DamagedRunError(str(path), str(exc)) from exc
+            raise DamagedRunError(str(path), str(exc), _REDO.format(path)) from exc
         wanted = (self._plan.fingerprint, unit.side, unit.index, unit.num_prompts)
         if (receipt.plan, receipt.side, receipt.unit, receipt.num_prompts) != wanted:
-            raise DamagedRunError(str(path), f"it is not the receipt of {unit} of this plan")
+            raise DamagedRunError(str(path), f"it is not the receipt of {unit} of this plan", _REDO.format(path))
         return receipt
 
     def commit(self, unit: Unit, receipt: Receipt) -> Receipt:
@@ -71,13 +72,14 @@ class Ledger:
             DamagedRunError: A shard is missing, or its size or checksum differs.
         """
         for receipt in receipts:
-            path = self._folder.root / receipt.shard
+            path, unit = self._folder.root / receipt.shard, Unit(receipt.side, receipt.unit, 0, receipt.num_prompts)
+            redo = _REDO.format(self._folder.receipt(unit))
             try:
                 size, checksum = measure(path)
             except FileNotFoundError as exc:
-                raise DamagedRunError(str(path), "it is missing") from exc
+                raise DamagedRunError(str(path), "it is missing", redo) from exc
             if (size, checksum) != (receipt.size, receipt.crc32c):
-                raise DamagedRunError(str(path), "its bytes are not those that its receipt speaks of")
+                raise DamagedRunError(str(path), "its bytes are not those that its receipt speaks of", redo)
             yield receipt
 
 

@@ -52,7 +52,7 @@ def make_plan(job: Job, base: Path, cache: Path, read_side: ReadSide) -> tuple[P
     sides = {name: read_side(getattr(located, name)) for name in SIDES}
     checkpoint = open_checkpoint(located.model, cache)
     rule = PackingRule(job.template, job.compute.max_tokens, job.compute.batch_tokens)
-    survey = checkpoint.survey(job.hookpoints, job.pooling, rule)
+    survey = checkpoint.survey(job.hookpoints, rule, device)
     plan = Plan(
         version=1,
         spec=job.model_dump(mode="json"),

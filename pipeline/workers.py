@@ -33,17 +33,16 @@ class InProcessWorkers(AbstractWorkers):
     Args:
         plan: The plan.
         root: The run folder.
-        base: Folder against which the spec's relative paths are resolved.
-        cache: Folder for converted checkpoints.
     """
 
-    def __init__(self, plan: Plan, root: Path, base: Path, cache: Path) -> None:
-        self._arguments = plan, root, base, cache
+    def __init__(self, plan: Plan, root: Path) -> None:
+        self._plan, self._root = plan, root
         self._extractor: Extractor | None = None
 
     def __enter__(self) -> Self:
         """Loads the model."""
-        self._extractor = Extractor(*self._arguments)
+        self._extractor = Extractor(self._plan, self._root)
+        self._extractor.ready()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -4,8 +4,10 @@ Plain dataclasses, so that the loader needs nothing but the standard library to 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
+
+from schemas.record import digest
 
 FORMAT_VERSION = 1
 
@@ -73,7 +75,8 @@ class Card:
         numerics: Device, dtype, threads, versions: the class of bits that the fit computed.
         plan: Fingerprint of the plan; empty when fitted in memory.
         spec: The spec as written; empty when fitted in memory.
-        tensors: SHA-256 of `steer.safetensors`.
+        tensors: SHA-256 of `steer.safetensors`; empty until saved.
+        checksum: SHA-256 of this card as it is written with an empty checksum; empty until saved.
     """
 
     format_version: Literal[1]
@@ -94,3 +97,9 @@ class Card:
     plan: str
     spec: Mapping[str, Any]
     tensors: str
+    checksum: str = ""
+
+    @property
+    def sealed(self) -> "Card":
+        """The card with the checksum that belongs to it."""
+        return replace(self, checksum=digest(replace(self, checksum="")))

@@ -4,21 +4,22 @@ A file is written under a temporary name in its own folder, flushed to disk, and
 """
 
 import contextlib
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A context that gives a temporary name beside `path` to write under, and removes what is left of it at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    temporary = _partial(path)
     try:
         yield temporary
     finally:
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def publish(path: Path, data: bytes) -> None:
@@ -41,27 +42,25 @@ def publish_first(path: Path, data: bytes) -> bool:
     return True
 
 
-def publish_folder(path: Path, files: dict[str, bytes]) -> None:
-    """Writes a folder of files that appears under its name in one step.
+def publish_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a folder of files that appears under its name in one step. Of several racers one wins.
 
     Raises:
-        FileExistsError: A folder of that name exists and is not empty.
+        FileExistsError: Something of that name exists and is no empty folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    temporary.mkdir(parents=True)
+    temporary = _partial(path)
+    temporary.mkdir()
     try:
         for name, data in files.items():
             _write(temporary / name, data)
         sync(temporary)
-        if path.exists() and any(path.iterdir()):
-            raise FileExistsError(path)
         os.replace(temporary, path)
-    except BaseException:
-        for name in files:
-            (temporary / name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            temporary.rmdir()
+    except OSError as exc:
+        if exc.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from exc
         raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     sync(path.parent)
 
 
@@ -72,6 +71,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -247,7 +247,7 @@ class Job(_Section):
     template: Literal["plain", "chat"] = "plain"
     pooling: Literal["mean", "max", "min", "median", "last", "all"] = "mean"
     estimation: Literal["simultaneous"] = "simultaneous"
-    transport: Annotated[Mean | Linear, Field(discriminator="method")]
+    transport: Annotated[Mean | Linear, Field(discriminator="method")] = Linear(method="linear")
     compute: Compute = Compute()
     store: Store = Store()
     failures: Failures = Failures()

@@ -172,11 +172,11 @@ class Plan:
         """The parts of the plan that change the numbers, by name."""
         spec = {key: self.spec[key] for key in ("template", "pooling", "estimation", "transport")}
         compute = {key: self.spec["compute"][key] for key in ("max_tokens", "unit_size", "batch_tokens")}
-        settings = {key: value for key, value in self.spec["model"].items() if key not in {"path", "gguf_file", "revision"}}
-        facts = ("model", "numerics", "sites", "timesteps", "source", "target", "rows_per_prompt")
+        places = {"path", "gguf_file", "revision"}
+        settings = {key: value for key, value in self.spec["model"].items() if key not in places}
+        facts = {"model", "numerics", "sites", "timesteps", "source", "target", "rows_per_prompt"}
         return {"spec": spec, "compute": compute, "settings": settings} | {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-            for name, value in ((name, getattr(self, name)) for name in facts)
+            name: value for name, value in dataclasses.asdict(self).items() if name in facts
         }
 
     @property

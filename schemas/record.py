@@ -7,15 +7,20 @@ which is not exactly such a record is refused with the place of the first differ
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
 
 MAX_RECORD_BYTES = 64 << 20
+MAX_DEPTH = 64
+
+_INTEGERS = range(-(1 << 63), 1 << 63)
+_WORDS = {dict: "an object", list: "an array", str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
 
 
 class RecordError(ValueError):
@@ -46,11 +51,29 @@ def load(cls: type[T], data: bytes) -> T:
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordError(cls.__name__, f"{len(data)} bytes", f"at most {MAX_RECORD_BYTES}")
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise RecordError(cls.__name__, "bytes that are no JSON", "a JSON object") from exc
+    tree = parse(cls.__name__, data)
     return typing.cast("T", _read(cls, tree, cls.__name__))
+
+
+def parse(place: str, data: bytes) -> Any:  # noqa: ANN401
+    """Returns what JSON says, if `dump` could have said it.
+
+    Args:
+        place: What the bytes are, for the error.
+        data: UTF-8.
+
+    Raises:
+        RecordError: They are no JSON, or JSON with a key twice, numbers that are not finite, lone surrogates, or
+            more than `MAX_DEPTH` levels.
+    """
+    try:
+        tree = json.loads(data.decode(), object_pairs_hook=_once)
+        _check(tree, place, MAX_DEPTH)
+    except RecordError:
+        raise
+    except (ValueError, RecursionError) as exc:
+        raise RecordError(place, "bytes that are no JSON", "a JSON object") from exc
+    return tree
 
 
 def digest(record: object) -> str:
@@ -68,6 +91,31 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise RecordError("JSON", f"the key {_shown(twice)} twice", "each key once")
+    return tree
+
+
+def _check(tree: Any, place: str, depth: int) -> None:  # noqa: ANN401
+    """Refuses what JSON permits and `dump` never writes."""
+    if depth == 0:
+        raise RecordError(place, f"more than {MAX_DEPTH} levels", "fewer")
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise RecordError(place, str(tree), "a finite number")
+    if isinstance(tree, str):
+        tree.encode()
+    if isinstance(tree, list):
+        for item in tree:
+            _check(item, place, depth - 1)
+    if isinstance(tree, dict):
+        for key, item in tree.items():
+            key.encode()
+            _check(item, place, depth - 1)
+
+
 def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, place)
@@ -79,29 +127,40 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
         items = _expect(value, dict, place)
         return {key: _read(arguments[1], item, f"{place}.{key}") for key, item in items.items()}
     if origin in {typing.Union, types.UnionType}:
-        return None if value is None and type(None) in arguments else _read(arguments[0], value, place)
+        (other,) = (argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _read(other, value, place)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise RecordError(place, repr(value), f"one of {', '.join(map(repr, arguments))}")
+        # True == 1 == 1.0, but only one of them was written.
+        if not any(type(value) is type(word) and value == word for word in arguments):
+            raise RecordError(place, _shown(value), f"one of {', '.join(map(repr, arguments))}")
         return value
-    if kind is Any:
-        return value
-    return _expect(value, kind, place)
+    return value if kind is Any else _expect(value, kind, place)
 
 
 def _read_dataclass(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     items = _expect(value, dict, place)
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
-    if set(items) != set(names):
-        odd = sorted(set(items) ^ set(names))
-        raise RecordError(place, f"the keys {', '.join(sorted(items))}", f"{', '.join(names)} (differing: {', '.join(odd)})")
+    missing, unknown = [name for name in names if name not in items], sorted(items.keys() - names)
+    if missing:
+        raise RecordError(place, f"no {', '.join(missing)}", f"the keys {', '.join(names)}")
+    if unknown:
+        raise RecordError(place, f"the unknown key {_shown(unknown[0])}", f"the keys {', '.join(names)}")
     return kind(**{name: _read(hints[name], items[name], f"{place}.{name}") for name in names})
 
 
 def _expect(value: Any, kind: Any, place: str) -> Any:  # noqa: ANN401
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and value in _INTEGERS:
         return float(value)
     if type(value) is not kind:
-        raise RecordError(place, f"{type(value).__name__} {str(value)[:60]!r}", kind.__name__)
+        raise RecordError(place, _shown(value), _WORDS.get(kind, kind.__name__))
+    if kind is int and value not in _INTEGERS:
+        raise RecordError(place, "an integer of more than 64 bits", "a smaller one")
     return value
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    if value is None or isinstance(value, dict | list):
+        return _WORDS.get(type(value), "null")
+    text = repr(value)
+    return f"{_WORDS[type(value)]}, {text if len(text) <= 60 else text[:57] + '...'}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 import transformers
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 #: Two blocks of width 32, and few of everything else.
@@ -43,7 +44,6 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
         num_experts=2,
         mamba_d_state=4,
         mamba_dt_rank=4,
-        use_mamba_kernels=False,
     ),
     "llama": transformers.LlamaConfig(**_GROUPED),
     "mamba": transformers.MambaConfig(
@@ -77,3 +77,9 @@ def smollm2() -> PreTrainedModel:
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Returns random token ids, `[rows, length]`, none of them special."""
     return torch.randint(3, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: nn.Module, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of a transformers model."""
+    with torch.no_grad():
+        return model(input_ids=tokens(2, 5) if ids is None else ids).logits

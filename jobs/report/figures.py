@@ -1,7 +1,6 @@
 """The figures of the report."""
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -21,18 +20,20 @@ MOST_CELLS = 2000
 ROW: Final = 22
 CHAR: Final = 6.2
 BAR_ROW: Final = 26
-LABEL_LENGTH: Final = 44
+LABEL_LENGTH: Final = 52
 
 
 def heat_map(grid: Grid) -> Markup:
-    """Returns displacement by site: the deeper the colour, the farther the site is moved, from none to `Grid.highest`."""
+    """Returns displacement by site: the deeper the colour, the farther it is moved, from none to `Grid.highest`."""
     labels = [elide(visible(row), LABEL_LENGTH) for row in grid.rows]
     margin = CHAR * max(map(len, labels)) + 16
     cell = float(np.clip(720 / len(grid.columns), 22, 64))
     width, height = cell * len(grid.columns), float(ROW * len(grid.rows))
     figure_width, figure_height = margin + width + 8, height + 46
     with drawing(figure_width, figure_height) as figure:
-        axes = figure.add_axes((margin / figure_width, 42 / figure_height, width / figure_width, height / figure_height))
+        axes = figure.add_axes(
+            (margin / figure_width, 42 / figure_height, width / figure_width, height / figure_height)
+        )
         axes.set(xlim=(0, len(grid.columns)), ylim=(len(grid.rows), 0), xlabel=grid.axis)
         axes.set_yticks(np.arange(len(labels)) + 0.5, labels)
         axes.set_xticks(np.arange(len(grid.columns)) + 0.5, grid.columns)
@@ -45,8 +46,8 @@ def heat_map(grid: Grid) -> Markup:
 def neuron_laws(neuron: NeuronLaws) -> Markup:
     """Returns the laws of one neuron above its map: both over the same activations."""
     with drawing(340, 330) as figure:
-        top = figure.add_axes((0.125, 0.555, 0.855, 0.43))
-        bottom = figure.add_axes((0.125, 0.125, 0.855, 0.375), sharex=top)
+        top = figure.add_axes((0.135, 0.57, 0.82, 0.37))
+        bottom = figure.add_axes((0.135, 0.125, 0.82, 0.345), sharex=top)
         _draw_laws(top, neuron)
         _draw_map(bottom, neuron)
         name = f"Laws and map of neuron {neuron.moved.neuron} of {visible(neuron.moved.hookpoint)}"
@@ -108,10 +109,17 @@ def _draw_laws(axes: Axes, neuron: NeuronLaws) -> None:
     axes.stairs(_percent(neuron.target), edges, color=Ink.TEXT, linewidth=1.3)
     axes.stairs(_percent(neuron.transported), edges, color=Ink.ACCENT, linewidth=2)
     highest = max(100 * law.max() for law in (neuron.source, neuron.target, neuron.transported))
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.06 * highest), ylabel="% of samples")
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.06 * highest))
+    _name(axes, "% of samples")
     axes.locator_params(axis="y", nbins=4)
     axes.locator_params(axis="x", nbins=5)
     axes.tick_params(labelbottom=False, labelsize=11)
+
+
+def _name(axes: Axes, name: str) -> None:
+    """Names the vertical axis above its end, where no number is in the way, and puts its power of ten to the right."""
+    axes.yaxis.get_offset_text().set(x=1, horizontalalignment="right")
+    axes.annotate(name, (0, 1), (-6, 5), "axes fraction", textcoords="offset points", color=Ink.MUTED, fontsize=11)
 
 
 def _percent(law: Values) -> Values:
@@ -120,25 +128,20 @@ def _percent(law: Values) -> Values:
 
 
 def _draw_map(axes: Axes, neuron: NeuronLaws) -> None:
-    low, high = float(neuron.transport.low[0]), float(neuron.transport.high[0])
-    scale, shift = neuron.scale, float(neuron.transport.shift[0])
+    shift = float(neuron.transport.shift[0])
     left, right = neuron.edges[[0, -1]].tolist()
-    start, stop = max(left, low), min(right, high)
-    axes.axvspan(start, stop, color=Ink.ACCENT, alpha=0.12, linewidth=0)
+    low, high = np.clip([float(neuron.transport.low[0]), float(neuron.transport.high[0])], left, right).tolist()
+    inside = np.array([low, high])
+    axes.axvspan(low, high, color=Ink.ACCENT, alpha=0.12, linewidth=0)
     axes.plot([left, right], [left, right], color=Ink.MUTED, linewidth=1, linestyle=(0, (2, 3)))
-    for ends in _outside(left, right, (low, high)):
-        axes.plot(ends, ends, color=Ink.ACCENT, linewidth=1.2)
-    inside = np.array([start, stop])
-    axes.plot(inside, scale * inside + shift, color=Ink.ACCENT, linewidth=2)
-    axes.set(xlabel="activation a", ylabel="T(a)", ylim=_room(np.array([left, right, *(scale * inside + shift)])))
+    for ends in ([left, low], [high, right]):
+        if ends[0] < ends[1]:
+            axes.plot(ends, ends, color=Ink.ACCENT, linewidth=1.2)
+    axes.plot(inside, neuron.scale * inside + shift, color=Ink.ACCENT, linewidth=2)
+    axes.set(xlabel="activation a", ylim=_room(np.array([left, right, *(neuron.scale * inside + shift)])))
+    _name(axes, "T(a)")
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=11)
-
-
-def _outside(left: float, right: float, support: tuple[float, float]) -> Sequence[tuple[float, float]]:
-    low, high = support
-    ends = [(left, low)] if isfinite(low) and low > left else []
-    return [*ends, (high, right)] if isfinite(high) and high < right else ends
 
 
 def _room(values: Values) -> tuple[float, float]:

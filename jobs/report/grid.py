@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
-from os.path import commonprefix
 from typing import final
 
 from act.hookpoint import Hookpoint
@@ -64,15 +64,15 @@ def arrange(sites: Sequence[SiteCard]) -> Grid:
         axis, places = "block", [_by_block(str(point)) for point in points]
     if all(number is None for _, number in places):
         axis = ""
-    names = list(dict.fromkeys(name for name, _ in places))
+    rows = {name: row for row, name in enumerate(dict.fromkeys(name for name, _ in places))}
     numbers = _ordered([number for _, number in places])
     columns = sorted(set(numbers))
     cells = tuple(
-        Cell(names.index(name), columns.index(number), site.hookpoint, site.displacement)
+        Cell(rows[name], columns.index(number), site.hookpoint, site.displacement)
         for site, (name, _), number in zip(sites, places, numbers, strict=True)
     )
     labels = {-inf: "start", inf: "end" if axis else "displacement"}
-    return Grid(_shorten(names), tuple(labels.get(number, f"{number:.0f}") for number in columns), axis, cells)
+    return Grid(_shorten(list(rows)), tuple(labels.get(number, f"{number:.0f}") for number in columns), axis, cells)
 
 
 def _by_block(name: str) -> tuple[str, int | None]:
@@ -95,13 +95,19 @@ def _ordered(numbers: Sequence[int | None]) -> list[float]:
 def _shorten(names: Sequence[str]) -> tuple[str, ...]:
     """Drops the leading parts that names of blocks share, and as much of them as other names begin with."""
     split = [name.split(".") for name in names]
-    shared = commonprefix([parts[:-1] for parts in split if "*" in parts] or [parts[:-1] for parts in split])
+    shared = _shared([parts for parts in split if "*" in parts] or split)
     return tuple(".".join(parts[_drop(parts, shared) :]) for parts in split)
+
+
+def _shared(names: Sequence[list[str]]) -> list[str]:
+    """The leading parts that all names have, the last part of none among them."""
+    columns = zip(*(parts[:-1] for parts in names), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 def _drop(parts: list[str], shared: list[str]) -> int:
     """A name begins with a word: a number alone says nothing."""
-    most = len(commonprefix([parts[:-1], shared]))
+    most = len(_shared([parts, [*shared, ""]]))
     while most and (parts[most] == "*" or parts[most].isdecimal()):
         most -= 1
     return most

@@ -1,7 +1,7 @@
 """The laws that the report draws: those of the most moved neurons, read from the store."""
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -27,6 +27,9 @@ DRAWN = 0.99
 
 Receipts = Mapping[SideName, Sequence[Receipt]]
 Values = NDArray[np.float64]
+
+#: Reads the samples of some columns of the store, `[samples, columns]`.
+Read = Callable[[slice], NDArray[np.float32]]
 
 
 @final
@@ -78,20 +81,23 @@ def most_moved(plan: Plan, steer: Steer, store: ActivationStore, receipts: Recei
         DamagedRunError: The store does not hold what the receipts say.
     """
     ranked: list[Moved] = []
+    columns = plan.columns
+    num_rows = plan.source.num_prompts * plan.rows_per_prompt
     for site in plan.sites:
-        found = _rank(plan, site, steer.maps[site.hookpoint], (store, receipts["source"]))
+        parts = _parts(columns[site.hookpoint], num_rows)
+        found = _rank(
+            site, steer.maps[site.hookpoint], parts, lambda part: store.samples("source", part, receipts["source"])
+        )
         ranked = heapq.nlargest(NUM_NEURONS, [*ranked, *heapq.nlargest(NUM_OF_ONE_SITE, found)])
     return tuple(_laws(plan, moved, steer, (store, receipts)) for moved in ranked)
 
 
-def _rank(
-    plan: Plan, site: Site, transport: TransportMap, side: tuple[ActivationStore, Sequence[Receipt]]
-) -> Iterator[Moved]:
-    store, receipts = side
-    start = plan.columns[site.hookpoint].start
-    for neurons in _parts(site.width, sum(receipt.num_prompts for receipt in receipts) * plan.rows_per_prompt):
-        columns = slice(start + neurons.start, start + neurons.stop)
-        law = Marginal.from_samples(torch.from_numpy(store.samples("source", columns, receipts)))
+def _rank(site: Site, transport: TransportMap, parts: Iterable[slice], read: Read) -> Iterator[Moved]:
+    """Yields, of the site's neurons, some that are moved farthest; `parts` are its columns of the store, in order."""
+    start = 0
+    for part in parts:
+        neurons = slice(start, start := start + part.stop - part.start)
+        law = Marginal.from_samples(torch.from_numpy(read(part)))
         spread = law.variance.sqrt()
         moved = torch.where(spread > 0, _of(transport, neurons).displacement(law) / spread, -torch.inf)
         best = moved.topk(min(NUM_OF_ONE_SITE, len(moved)))
@@ -100,10 +106,10 @@ def _rank(
                 yield Moved(displacement, site.hookpoint, neurons.start + place)
 
 
-def _parts(width: int, num_rows: int) -> Iterator[slice]:
+def _parts(columns: slice, num_rows: int) -> Iterator[slice]:
     step = max(1, READ_SIZE // max(1, num_rows) // CHUNK_NEURONS) * CHUNK_NEURONS
-    for start in range(0, width, step):
-        yield slice(start, min(start + step, width))
+    for start in range(columns.start, columns.stop, step):
+        yield slice(start, min(start + step, columns.stop))
 
 
 def _laws(plan: Plan, moved: Moved, steer: Steer, read: tuple[ActivationStore, Receipts]) -> NeuronLaws:
@@ -116,16 +122,18 @@ def _laws(plan: Plan, moved: Moved, steer: Steer, read: tuple[ActivationStore, R
     transported = transport(torch.from_numpy(source)).numpy()
     laws = [samples[:, 0].astype(np.float64) for samples in (source, target, transported)]
     edges = _edges(laws)
-    shares = [np.histogram(samples, edges)[0] / len(samples) for samples in laws]
-    before, wanted, after = (float(samples.mean()) for samples in laws)
-    return NeuronLaws(moved, edges, *shares, means=(before, wanted, after), transport=transport)
+    before, wanted, after = (np.histogram(samples, edges)[0] / len(samples) for samples in laws)
+    means = float(laws[0].mean()), float(laws[1].mean()), float(laws[2].mean())
+    return NeuronLaws(moved, edges, before, wanted, after, means, transport)
 
 
 def _edges(laws: Sequence[Values]) -> Values:
     """Bins of one width over the central part of all laws together, finer the more samples there are."""
     tail = (1 - DRAWN) / 2
-    ends = np.array([np.quantile(samples, [tail, 1 - tail]) for samples in laws])
-    low, high = ends[:, 0].min(), ends[:, 1].max()
+    ends = np.array([np.quantile(samples, [0, tail, 1 - tail, 1]) for samples in laws])
+    low, high = ends[:, 1].min(), ends[:, 2].max()
+    if (ends[:, 1] == ends[:, 2]).any():  # nearly all samples are one value, and the others would all be left out
+        low, high = ends[:, 0].min(), ends[:, 3].max()
     room = 0.03 * (high - low)
     num_bins = int(np.clip(2.5 * np.sqrt(min(map(len, laws))), 16, 60))
     return np.linspace(low - room, high + room, num_bins + 1)

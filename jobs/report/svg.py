@@ -44,7 +44,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
         height: Height in pixels of the page.
     """
     settings = {
-        "text.parse_math": False,
+        "text.parse_math": True,
         "svg.fonttype": "none",
         "svg.hashsalt": "actmap",
         "font.size": 11,
@@ -54,6 +54,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
         "axes.labelcolor": Ink.MUTED,
         "axes.labelsize": 11,
         "axes.unicode_minus": True,
+        "axes.formatter.limits": (-3, 4),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.color": Ink.TEXT,
@@ -86,7 +87,8 @@ def inline(figure: Figure, label: str, titles: Mapping[str, str]) -> Markup:
     width, height = (figure.get_size_inches() * POINTS_PER_INCH).tolist()
     root.attrib = {"viewBox": root.attrib["viewBox"], "width": f"{width:g}", "height": f"{height:g}"}
     root.attrib |= {"role": "img", "aria-label": label}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - the serialiser has escaped all text
+    # The serialiser has escaped all text.
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _prune(element: ElementTree.Element) -> None:
@@ -100,7 +102,7 @@ def _rename(root: ElementTree.Element, titles: Mapping[str, str]) -> set[str]:
     """Adds titles; returns the ids that the figure refers to itself, the only ones that may stay."""
     wanted: set[str] = set()
     for element in root.iter():
-        if (identity := element.get("id")) in titles:
+        if (identity := element.get("id", "")) in titles:
             title = ElementTree.Element(f"{_SVG}title")
             title.text = titles[identity]
             element.insert(0, title)

@@ -3,11 +3,13 @@
 from typing import Final
 
 #: Characters that reorder or break the text around them.
-_REORDERING: Final = frozenset("\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+_REORDERING: Final = frozenset(
+    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 
 
 def visible(text: str) -> str:
-    """Returns a text in which characters that a browser would not show, or would obey, are spelled as ``\\u202e``.
+    r"""Returns a text in which characters that a browser would not show, or would obey, are spelled as ``\u202e``.
 
     These are control characters but for newline and tab, bidirectional controls, lone surrogates and code points that
     are no characters. Joiners stay, for emoji and some scripts are written with them.

@@ -55,7 +55,11 @@ def render(facts: Facts) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
     environment.filters |= {
-        "breakable": _breakable, "bytesize": size, "count": count, "decimal": decimal, "duration": duration,
+        "breakable": _breakable,
+        "bytesize": size,
+        "count": count,
+        "decimal": decimal,
+        "duration": duration,
     }
     grid = arrange(facts.steer.card.sites)
     return environment.from_string((package / "page.html.j2").read_text("utf-8")).render(
@@ -64,7 +68,7 @@ def render(facts: Facts) -> str:
         plan=facts.plan,
         cost=facts.cost,
         grid=grid,
-        style=Markup((package / "style.css").read_text("utf-8")),  # noqa: S704 - our own file
+        style=Markup((package / "style.css").read_text("utf-8")),
         heat_map=figures.heat_map(grid),
         neurons=[(neuron, figures.neuron_laws(neuron)) for neuron in facts.neurons],
         stage_bars=figures.stage_bars(facts.cost.stages) if facts.cost.stages else "",

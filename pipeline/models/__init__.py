@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.models.interface import AbstractCheckpoint, AbstractModel, MicroBatch, PackingRule, Packed, Sampling, Survey
 from schemas.job import CausalLM, TextToImage
 
-__all__ = ["AbstractCheckpoint", "AbstractModel", "MicroBatch", "PackingRule", "Packed", "Sampling", "Survey", "open_checkpoint"]
+__all__ = ["AbstractCheckpoint", "AbstractModel", "MicroBatch", "PackingRule", "Packed", "Sampling", "Survey", "open_checkpoint", "open_located"]
 
 
 def open_checkpoint(spec: CausalLM | TextToImage, cache: Path) -> AbstractCheckpoint:
@@ -30,3 +30,11 @@ def open_checkpoint(spec: CausalLM | TextToImage, cache: Path) -> AbstractCheckp
             from pipeline.models.text_to_image import TextToImageCheckpoint  # noqa: PLC0415 - so is diffusers
 
             return TextToImageCheckpoint(spec)
+
+
+def open_located(spec: CausalLM | TextToImage, location: Path) -> AbstractCheckpoint:
+    """Returns the model of a plan, from the folder where the plan found it or put it."""
+    changes: dict[str, str | None] = {"path": str(location), "revision": None}
+    if isinstance(spec, CausalLM):
+        changes["gguf_file"] = None
+    return open_checkpoint(spec.model_copy(update=changes), location.parent)

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,7 +15,7 @@ from act.capture import discover
 from act.clock import AbstractClock, StillClock
 from act.errors import ActError
 from act.hookpoint import modules_of, select
-from act.pooling import Pooling, TokenSpans
+from act.pooling import TokenSpans
 from pipeline.errors import ModelLoadError, TemplateError
 from pipeline.models import files
 from pipeline.models.gguf import dequantise
@@ -54,7 +55,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
         self._spec = spec
         self._folder = files.find_folder(spec.path, spec.revision)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
-        self._cache = cache
+        self._cache = cache.resolve()
         if spec.gguf_file is None:
             files.require(self._folder, "config.json")
             self._files = [*files.weight_files(self._folder), self._folder / "config.json", *self._tokenizer_files()]
@@ -90,7 +91,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
         if self._spec.gguf_file is not None:
             dequantise(self._folder, self._spec.gguf_file, self.location)
 
-    def survey(self, hookpoints: str | tuple[str, ...], pooling: Pooling, rule: PackingRule) -> Survey:
+    def survey(self, hookpoints: str | tuple[str, ...], rule: PackingRule, device: str) -> Survey:
         """Dry run of a full micro-batch, on fake tensors; on the real weights where the model reads values."""
         if rule.template == "chat":
             _check_template(self._tokenizer(), self._spec.path)
@@ -101,7 +102,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
             self.prepare()
-            return _survey(self._load(), hookpoints, rule)
+            return _survey(self._load().to(device), hookpoints, rule)
 
     def load(self, device: str) -> "CausalLMModel":
         """Loads the model.
@@ -118,7 +119,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     self.location, dtype=self._dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
                 )
-            except (OSError, ValueError, RuntimeError, KeyError, ImportError) as exc:
+            except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
         return model.eval().requires_grad_(False)
 
@@ -242,7 +243,7 @@ class CausalLMModel(AbstractModel):
             mask[place, : len(row)] = 1
         device = self._model.device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        return MicroBatch(tuple(rows), inputs, TokenSpans.from_mask(mask))
+        return MicroBatch(tuple(rows), inputs, TokenSpans.from_mask(mask).to(device))
 
 
 def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -254,9 +255,10 @@ def _survey(model: nn.Module, hookpoints: str | tuple[str, ...], rule: PackingRu
     modules = modules_of(model)
     chosen = select(hookpoints, modules)
     width = _padded(rule.max_tokens)
+    shape, device = (max(1, rule.batch_tokens // width), width), next(model.parameters()).device
     inputs = {
-        "input_ids": torch.zeros((max(1, rule.batch_tokens // width), width), dtype=torch.long),
-        "attention_mask": torch.ones((max(1, rule.batch_tokens // width), width), dtype=torch.long),
+        "input_ids": torch.zeros(shape, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(shape, dtype=torch.long, device=device),
     }
     live = LiveBytes()
 

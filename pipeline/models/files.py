@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.errors import ModelNotFoundError
+import safetensors
+
+from pipeline.errors import ModelLoadError, ModelNotFoundError
 
 _BLOCK = 4 << 20
 
@@ -35,12 +37,19 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         ModelNotFoundError: There are none.
+        ModelLoadError: One of them is cut short or otherwise no safetensors file.
     """
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.ckpt"))
         why = "only pickled weights, which are not loaded" if pickled else "no weights"
         raise ModelNotFoundError(str(folder), f"it holds {why}; wanted *.safetensors or a gguf_file")
+    for path in found:
+        try:
+            with safetensors.safe_open(path, framework="np"):  # reads the header, and holds it against the file's size
+                pass
+        except (safetensors.SafetensorError, OSError) as exc:
+            raise ModelLoadError(str(path), first_line(exc)) from exc
     return found
 
 

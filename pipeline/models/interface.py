@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import nn
 
 from act.clock import AbstractClock
-from act.pooling import Pooling, TokenSpans
+from act.pooling import TokenSpans
 from schemas.plan import ModelFacts, Site
 
 
@@ -156,8 +156,13 @@ class AbstractCheckpoint(ABC):
         """Makes `location` ready to load, once for all workers; what is ready is left alone."""
 
     @abstractmethod
-    def survey(self, hookpoints: str | tuple[str, ...], pooling: Pooling, rule: PackingRule) -> Survey:
+    def survey(self, hookpoints: str | tuple[str, ...], rule: PackingRule, device: str) -> Survey:
         """Returns what a dry run shows; on fake tensors where the model allows, so that no weights are loaded.
+
+        Args:
+            hookpoints: Presets or patterns.
+            rule: How units are packed: the dry run takes the largest micro-batch.
+            device: Where it runs, if it needs the weights.
 
         Raises:
             HookpointNotFoundError: A preset or pattern matches no module.

@@ -20,7 +20,6 @@ from act.capture import discover, hooked
 from act.clock import DenoisingClock
 from act.errors import ClockError
 from act.hookpoint import Hookpoint, modules_of, select
-from act.pooling import Pooling
 from pipeline.errors import ModelLoadError
 from pipeline.models import files
 from pipeline.models.interface import (
@@ -90,17 +89,18 @@ class TextToImageCheckpoint(AbstractCheckpoint):
     def prepare(self) -> None:
         """Does nothing: the folder is loaded as it is."""
 
-    def survey(self, hookpoints: str | tuple[str, ...], pooling: Pooling, rule: PackingRule) -> Survey:
+    def survey(self, hookpoints: str | tuple[str, ...], rule: PackingRule, device: str) -> Survey:
         """Dry run of one prompt through all steps, on the real weights: a pipeline reads values as it goes.
 
-        Each row costs the same, so the bytes of a micro-batch are those of the one prompt, times its prompts.
+        A micro-batch is said to need the bytes of the one prompt times its prompts. That is never too little: what
+        rows share, such as the position table of a text encoder, is counted for each.
 
         Raises:
             HookpointNotFoundError: A preset or pattern matches no module of the denoiser.
             SiteVisitError: A hookpoint is never called, or more than once a step.
             ClockError: Steps or guidance halves cannot be told apart.
         """
-        model = self.load("cpu")
+        model = self.load(device)
         chosen = select(hookpoints, model.modules)
         clock, live = model.clock(()), LiveBytes()
         batch = model.pack([_SURVEY_PROMPT], 0, rule).batches[0]

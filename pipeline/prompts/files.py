@@ -1,7 +1,7 @@
 """Finds prompt files: one, several or a folder of them, on this machine or behind a URL."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import PromptFileError, PromptFileNotFoundError
+from pipeline.errors import ColumnNotFoundError, PromptFileError, PromptFileNotFoundError
 
 Format = Literal["Parquet", "JSON Lines", "CSV", "TSV", "text"]
 
@@ -69,6 +69,20 @@ def find_files(path: str | Sequence[str]) -> tuple[PromptFile, ...]:
         problem = f"it is {one_format}, but {other.place} is {other_format}; wanted files of one format"
         raise PromptFileError(one.place, problem)
     return tuple(found)
+
+
+def check_columns(file: PromptFile, names: Iterable[str | None], there: Sequence[str]) -> None:
+    """Checks that each name is that of one column.
+
+    Raises:
+        ColumnNotFoundError: There is no such column, or no name.
+        PromptFileError: Several columns have it.
+    """
+    for name in names:
+        if name not in there:
+            raise ColumnNotFoundError(file.place, name, there)
+        if there.count(name) > 1:
+            raise PromptFileError(file.place, f"{there.count(name)} columns are named {name!r}; wanted one")
 
 
 @contextmanager
@@ -130,6 +144,6 @@ def _open(place: str) -> tuple[fs.FileSystem, str]:
 
 
 def _sentence(exc: Exception) -> str:
-    """Returns what a foreign error says, as a part of a sentence."""
-    text = " ".join(str(exc).split()).rstrip(".") or type(exc).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    """Returns the core of what a foreign error says, as a part of a sentence."""
+    text = " ".join(str(exc).split()).rpartition(": Invalid: ")[2].rstrip(".") or type(exc).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -88,7 +88,7 @@ def fingerprint(side: Side) -> SideFacts:
     return SideFacts(num_prompts, digest.hexdigest())
 
 
-def encoded(texts: pa.Array) -> Iterator[bytes]:
+def encoded(texts: pa.Array | pa.ChunkedArray) -> Iterator[bytes]:
     """Yields prompts as a fingerprint hashes them: the length as eight bytes, then the UTF-8; a null has no length."""
     for text in texts.to_pylist():
         if text is None:
@@ -117,7 +117,7 @@ def _selected(side: Side) -> Iterator[Prompts]:
             if len(kept):
                 yield prompts
     if not num_selected:
-        where = side.model_dump(mode="json", include={"where"})["where"]
+        where = side.model_dump(mode="json", include={"where"}, exclude_none=True)["where"]
         raise EmptySelectionError([file.place for file in files], num_rows, json.dumps(where, ensure_ascii=False))
 
 

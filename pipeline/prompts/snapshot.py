@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,15 @@ from schemas.files import staged, sync
 from schemas.job import Side
 
 _SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("prompt", pa.string())])
-_FINGERPRINT = b"actmap.fingerprint"
+_FORMAT: Mapping[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
+
+# Entries of the footer. Parquet's own checksums cover pages, not their headers nor the footer.
+_FINGERPRINT, _CHECKSUMS, _SEAL = b"actmap.fingerprint", b"actmap.checksums", b"actmap.seal"
 
 
 @final
@@ -29,11 +38,13 @@ class Snapshot:
         path: The file.
         metadata: Its footer: what is where in it.
         fingerprint: The fingerprint of the prompts.
+        checksums: CRC-32 of each unit's prompts, eight hexadecimal digits each.
     """
 
     path: Path
     metadata: pq.FileMetaData
     fingerprint: str
+    checksums: tuple[str, ...]
 
     @classmethod
     def open(cls, path: Path) -> "Snapshot":
@@ -44,10 +55,15 @@ class Snapshot:
         """
         with _reading(path), path.open("rb") as file:
             metadata = pq.read_metadata(file)
-        entries = metadata.metadata or {}
-        if _FINGERPRINT not in entries:
+            schema = metadata.schema.to_arrow_schema().remove_metadata()
+            entries = metadata.metadata or {}
+            fingerprint, checksums, seal = (entries.get(key, b"").decode() for key in (_FINGERPRINT, _CHECKSUMS, _SEAL))
+        if not seal or schema != _SCHEMA:
             raise DamagedRunError(str(path), "it is no snapshot of prompts")
-        return cls(path, metadata, entries[_FINGERPRINT].decode())
+        snapshot = cls(path, metadata, fingerprint, tuple(checksums.split()))
+        if seal != _seal(fingerprint, snapshot.checksums, metadata.num_rows):
+            raise DamagedRunError(str(path), "its footer is not the one that was written")
+        return snapshot
 
     @property
     def num_prompts(self) -> int:
@@ -57,7 +73,7 @@ class Snapshot:
     @property
     def num_units(self) -> int:
         """Number of units."""
-        return int(self.metadata.num_row_groups)
+        return len(self.checksums)
 
     def unit(self, index: int) -> list[str | None]:
         """Returns the prompts of a unit, of which alone the file is read.
@@ -72,6 +88,8 @@ class Snapshot:
             parquet = pq.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
             column = parquet.read_row_group(index, columns=["prompt"], use_threads=False).column("prompt")
             prompts: list[str | None] = column.to_pylist()
+        if _checksum(column) != self.checksums[index]:
+            raise DamagedRunError(str(self.path), f"the prompts of unit {index} are not those that were written")
         return prompts
 
 
@@ -84,20 +102,30 @@ def write_snapshot(side: Side, path: Path, unit_size: int) -> Snapshot:
         InputError: The prompts cannot be read, or there are none; nothing is written then.
         OSError: The file cannot be written.
     """
-    digest = hashlib.sha256()
-    with (
-        _replacing(path) as file,
-        pq.ParquetWriter(
-            file, _SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
-        ) as writer,
-    ):
+    digest, num_prompts, checksums = hashlib.sha256(), 0, []
+    with _replacing(path) as file, pq.ParquetWriter(file, _SCHEMA, **_FORMAT) as writer:
         for unit in _units(select(side), unit_size):
             for part in encoded(unit.texts):
                 digest.update(part)
+            num_prompts += len(unit)
+            checksums.append(_checksum(unit.texts))
             table = pa.Table.from_arrays([pa.array(unit.rows), unit.texts.cast(pa.string())], schema=_SCHEMA)
             writer.write_table(table, row_group_size=unit_size)
-        writer.add_key_value_metadata({_FINGERPRINT.decode(): digest.hexdigest()})
+        seal = _seal(digest.hexdigest(), checksums, num_prompts)
+        entries = {_FINGERPRINT: digest.hexdigest(), _CHECKSUMS: " ".join(checksums), _SEAL: seal}
+        writer.add_key_value_metadata(entries)
     return Snapshot.open(path)
+
+
+def _seal(fingerprint: str, checksums: Sequence[str], num_prompts: int) -> str:
+    return hashlib.sha256(f"{fingerprint} {' '.join(checksums)} {num_prompts}".encode()).hexdigest()
+
+
+def _checksum(texts: pa.Array | pa.ChunkedArray) -> str:
+    crc = 0
+    for part in encoded(texts):
+        crc = zlib.crc32(part, crc)
+    return f"{crc:08x}"
 
 
 def _units(batches: Iterable[Prompts], unit_size: int) -> Iterator[Prompts]:
@@ -118,7 +146,7 @@ def _units(batches: Iterable[Prompts], unit_size: int) -> Iterator[Prompts]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as exc:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as exc:
         raise DamagedRunError(str(path), " ".join(str(exc).split())) from exc
 
 

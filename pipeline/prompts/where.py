@@ -72,10 +72,7 @@ def read_text(place: str, name: str, column: pa.StringArray, condition: Conditio
 
 
 def _meets(place: str, name: str, column: pa.Array, condition: Condition) -> pa.BooleanArray:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_float16(column.type):
-        column = pc.cast(column, pa.float32())
+    column = _plain(column)
     scalars = {value: _scalar(place, name, column.type, value) for value in values(condition)}
     try:
         if isinstance(condition, Range):
@@ -85,6 +82,15 @@ def _meets(place: str, name: str, column: pa.Array, condition: Condition) -> pa.
         return functools.reduce(pc.or_, [pc.equal(column, scalar) for scalar in scalars.values()])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise WhereError(place, name, str(column.type), values(condition)[0]) from exc
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Returns a column in a type that Arrow compares."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_float16(column.type):
+        return pc.cast(column, pa.float32())
+    return pc.cast(column, pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _scalar(place: str, name: str, kind: pa.DataType, value: Scalar) -> pa.Scalar:
@@ -109,5 +115,5 @@ def _fits(kind: pa.DataType, value: Scalar) -> bool:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return isinstance(value, int | float) and not isinstance(value, bool)
     # Dates and times are written as text in a spec.
-    text_like = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    text_like = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return isinstance(value, str) and (text_like or pa.types.is_temporal(kind))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,13 +17,6 @@ class Denoiser(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, timestep: Any) -> torch.Tensor:
         return hidden_states
-
-
-class Pipeline:
-    """A pipeline that is run by hand."""
-
-    def __init__(self, **parts: Any) -> None:
-        self.__dict__.update(parts)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +67,7 @@ def test_a_still_clock_has_no_step_and_takes_every_row():
 
 def test_a_pipeline_without_a_denoiser_is_refused():
     with pytest.raises(ClockError, match="no unet and no transformer"):
-        DenoisingClock(Pipeline(unet=None))
+        DenoisingClock(SimpleNamespace(unet=None))
 
 
 def test_before_the_first_call_no_step_is_running(sdxl: Any):
@@ -85,7 +79,7 @@ def test_before_the_first_call_no_step_is_running(sdxl: Any):
 
 
 def test_a_call_without_a_timestep_is_refused():
-    pipeline = Pipeline(transformer=nn.Identity())
+    pipeline = SimpleNamespace(transformer=nn.Identity())
     with DenoisingClock(pipeline).following(), pytest.raises(ClockError, match="without a timestep"):
         pipeline.transformer(torch.zeros(1, 2))
 
@@ -131,7 +125,7 @@ def test_two_images_from_the_same_latents_in_one_step_are_both_read(flux: Any):
 
 
 def test_a_transformer_that_gets_both_halves_at_once_is_read_like_a_unet():
-    pipeline = Pipeline(transformer=Denoiser(), do_classifier_free_guidance=True)
+    pipeline = SimpleNamespace(transformer=Denoiser(), do_classifier_free_guidance=True)
     clock = DenoisingClock(pipeline)
     latents = torch.randn(3, 4)
     with clock.following():
@@ -140,7 +134,7 @@ def test_a_transformer_that_gets_both_halves_at_once_is_read_like_a_unet():
 
 
 def test_a_transformer_that_is_called_twice_is_told_apart_where_the_pipeline_says_it_guides():
-    pipeline = Pipeline(transformer=Denoiser(), do_classifier_free_guidance=True)
+    pipeline = SimpleNamespace(transformer=Denoiser(), do_classifier_free_guidance=True)
     clock = DenoisingClock(pipeline)
     latents, timestep = torch.randn(2, 4), torch.tensor([1.0, 1.0])
     with clock.following():
@@ -154,7 +148,7 @@ def test_a_transformer_that_is_called_twice_is_told_apart_where_the_pipeline_say
 
 @pytest.mark.parametrize("copies", [1, 3])
 def test_guidance_of_a_unet_with_anything_but_two_halves_is_refused(copies: int):
-    pipeline = Pipeline(unet=Denoiser(), do_classifier_free_guidance=True)
+    pipeline = SimpleNamespace(unet=Denoiser(), do_classifier_free_guidance=True)
     with DenoisingClock(pipeline).following(), pytest.raises(ClockError, match="not the same latents twice"):
         pipeline.unet(torch.cat([torch.randn(2, 4)] * copies), timestep=3)
 

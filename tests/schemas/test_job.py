@@ -101,12 +101,24 @@ def test_quota_that_is_no_number_of_bytes(refused, written):
 
 def test_unknown_key_names_the_nearest_anywhere(refused):
     assert refused(("workers: 2", "hookpoint: 2")) == (
-        "spec.yaml line 14: unknown key 'hookpoint' under 'compute'; wanted one of workers, address, device, max_tokens, "
-        "unit_size, batch_tokens, threads; did you mean 'hookpoints'?"
+        "spec.yaml line 14: unknown key 'hookpoint' under 'compute'; wanted one of workers, address, device, "
+        "max_tokens, unit_size, batch_tokens, threads; did you mean 'hookpoints'?"
     )
     assert refused(("unit_size", "units_size")).endswith("did you mean 'unit_size'?")
     assert refused(("name: less-toxic", "name: a\nworker: 3")).endswith("did you mean 'compute.workers'?")
     assert refused(("dtype: float32", "gguf: a")).endswith("did you mean 'gguf_file'?")
+
+
+def test_a_key_of_another_kind_of_model_is_not_suggested_again(refused):
+    sentence = refused(("dtype: float32", "guidance: 3"))
+    assert sentence == (
+        "spec.yaml line 3: unknown key 'guidance' under 'model'; wanted one of kind, path, gguf_file, revision, dtype"
+    )
+
+
+def test_a_bad_item_of_a_list_is_one_finding(refused):
+    sentence = refused(("path: data/comments.parquet", "path: [a, 3]"))
+    assert sentence == "spec.yaml line 4: 'source.path' is [\"a\", 3]; wanted text, or a list of texts"
 
 
 def test_misspelt_required_key_is_named_rather_than_missed(refused):
@@ -135,7 +147,7 @@ def test_missing_key_names_the_line_of_its_section(refused):
         ("workers: 2", "workers: -1", "line 14: 'compute.workers' is -1; wanted a whole number, at least 0"),
         ("limit: 4096", "limit: 2.0", "line 4: 'source.limit' is 2.0; wanted a whole number above 0"),
         ("limit: 4096", "limit: true", "line 4: 'source.limit' is true; wanted a whole number above 0"),
-        ("limit: 4096", "limit: 4, sample: 2", "line 4: 'source.sample' is 2; wanted either 'limit' or 'sample', not both"),
+        ("limit: 4096", "limit: 4, sample: 2", "line 4: 'source.sample' is 2; wanted either 'limit' or 'sample', not both"),  # noqa: E501
         ("device: auto", "device: gpu", "line 14: 'compute.device' is 'gpu'; wanted auto, cpu, cuda or cuda:N"),
         ("[a, b]", "[a, null]", "line 8: 'target.where.topic[1]' is null; wanted a value, a list or {min: …, max: …} for each column"),  # noqa: E501
         ("{min: 0.5}", "{min: 2, max: 1}", "line 8: 'target.where.score' is {\"min\": 2, \"max\": 1}; wanted bounds of one type, min not above max"),  # noqa: E501
@@ -160,7 +172,7 @@ def test_default_batch_must_hold_a_prompt_too(refused):
 @pytest.mark.parametrize(
     ("old", "new", "offered"),
     [
-        *((f"method: {'linear'}", f"method: {m}", "mean, linear") for m in ("caa", "actadd", "quantile", "det-zero")),
+        *(("method: linear", f"method: {m}", "mean, linear") for m in ("caa", "actadd", "quantile", "det-zero")),
         ("observed", "tokens", "observed, unbounded or [p_lo, p_hi]"),
         ("estimation: simultaneous", "estimation: sequential", "simultaneous"),
         ("activations: all", "activations: none", "all"),

@@ -41,7 +41,7 @@ def test_each_sample_of_the_source_is_transported_under_the_observed_support(met
 
 
 @EACH
-@pytest.mark.parametrize(("support", "share"), [("unbounded", 1.0), ((10, 90), 0.8)])
+@pytest.mark.parametrize(("support", "share"), [("unbounded", 1.0), ((10.0, 90.0), 0.8)])
 def test_the_support_does_not_change_the_map(method: str, support: Any, share: float) -> None:
     fitted, observed = (transport.fit(method, SOURCE, TARGET, support=s) for s in (support, "observed"))
 
@@ -80,7 +80,7 @@ def test_laws_of_different_widths_are_refused_with_both() -> None:
 
 def test_an_unknown_support_is_refused() -> None:
     with pytest.raises(SupportError):
-        transport.fit("linear", SOURCE, TARGET, support=(99, 1))
+        transport.fit("linear", SOURCE, TARGET, support=(99.0, 1.0))
 
 
 def test_the_default_choice_is_a_choice_that_fit_takes() -> None:

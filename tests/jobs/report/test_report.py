@@ -11,6 +11,7 @@ import torch
 from act.errors import SteerNotFoundError
 from jobs.report import Generation, write_report
 from jobs.report.facts import gather
+from jobs.report.figures import heat_map
 from jobs.report.grid import arrange
 from jobs.report.laws import NUM_NEURONS, NUM_OF_ONE_SITE
 from jobs.report.text import decimal, duration, elide, size, visible
@@ -22,7 +23,7 @@ from pipeline.ledger import Ledger, measure
 from pipeline.store import ActivationStore
 from schemas import files, record
 from schemas.card import SiteCard
-from schemas.plan import Memory, ModelFacts, Numerics, Plan, Side, SideName, Site, Unit
+from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, Side, SideName, Site, Unit
 from schemas.receipt import Quarantined, Receipt
 from schemas.timings import Timings
 
@@ -123,7 +124,7 @@ def make_receipt(folder: RunFolder, plan: Plan, unit: Unit, written: tuple[Path,
 
 
 class Page(HTMLParser):
-    """The elements, attributes and visible text of a page; an element ends a word unless it only allows a line break."""
+    """The elements, attributes and visible text of a page; an element ends a word unless it is ``<wbr>``."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -179,7 +180,9 @@ def test_laws_are_shares_of_the_samples_and_the_transported_law_lies_on_the_targ
     column = slice(start := plan.columns[BLOCKS[2]].start + 5, start + 1)
     receipts, _ = Ledger(run, plan).split(plan.units())
     store = ActivationStore(run.activations, plan)
-    for side, law, mean in (("source", neuron.source, neuron.means[0]), ("target", neuron.target, neuron.means[1])):
+    laws = {"source": (neuron.source, neuron.means[0]), "target": (neuron.target, neuron.means[1])}
+    for side in SIDES:
+        law, mean = laws[side]
         samples = store.samples(side, column, [receipt for receipt in receipts if receipt.side == side])
         np.testing.assert_allclose(law, np.histogram(samples, neuron.edges)[0] / len(samples))
         assert mean == pytest.approx(samples.mean(), rel=1e-5)
@@ -213,19 +216,38 @@ def test_a_neuron_without_spread_is_not_drawn(tmp_path, monkeypatch):
     assert "no laws to draw" in write_report(folder).read_text("utf-8")
 
 
+def test_a_neuron_that_is_nearly_always_one_value_is_drawn_over_its_whole_range(tmp_path, monkeypatch):
+    def spike(plan: Plan, unit: Unit, shifts: Shifts) -> np.ndarray:
+        block = np.zeros((unit.num_prompts, plan.width), np.float32)
+        block[0] = 5 if unit.side == "source" else -2
+        return block
+
+    monkeypatch.setitem(globals(), "make_block", spike)
+    compute = {"workers": 0, "max_tokens": 64, "unit_size": 500, "batch_tokens": 4096}
+    folder = make_run(tmp_path / "run", make_plan(["norm"], prompts=(500, 500), compute=compute))
+    neuron = gather(folder, ()).neurons[0]
+    assert neuron.edges[0] < -2 < 5 < neuron.edges[-1]
+    assert neuron.source.sum() == pytest.approx(1)
+    assert "of samples" in write_report(folder).read_text("utf-8")
+
+
+@pytest.mark.parametrize("support", ["unbounded", [0, 0.1], [20, 80]])
+def test_any_support_can_be_drawn(tmp_path, support):
+    plan = make_plan(BLOCKS, transport={"method": "mean", "support": support})
+    assert len(Page(write_report(make_run(tmp_path / "run", plan)).read_text("utf-8")).named("svg")) == NUM_NEURONS + 1
+
+
 def test_page_shows_cost_prompts_and_timings(run):
     page = Page(write_report(run).read_text("utf-8"))
     for words in (
-        "Prompts 70", "Tokens 680", "Wall time 11.2 s", "Prompts/s, extracting 10.0", "Workers 2",
+        "Prompts 70", "Tokens 680", "Wall time 11.2 s", "Prompts/s, extracting 10 Workers", "Workers 2",
         "Peak memory of a worker 702 MiB", "source 40 38 380 2 2", "target 30 30 300 2 0", "3 empty: no tokens",
     ):  # fmt: skip
         assert words in page.text, words
-    stages = [page.text.rindex(name) for name in ("plan", "model", "extract", "fit", "save")]
     bars = page.text[page.text.index("Wall time of each stage") : page.text.index("The spec")]
     assert re.findall(r"(plan|model|extract|fit|save) (\d+\.\d+) s", bars) == [
         ("plan", "1.5"), ("model", "2.0"), ("extract", "7.0"), ("fit", "0.50"), ("save", "0.25"),
     ]  # fmt: skip
-    assert stages
 
 
 def test_page_shows_every_site_with_its_numbers_and_the_fingerprints(run):
@@ -287,8 +309,10 @@ def test_hostile_names_and_texts_are_shown_as_they_are_spelled(tmp_path):
 
 def test_generations_stand_by_prompt_and_strength(run):
     generations = [
-        Generation("Once", 1.0, "more music"), Generation("Once", 0.0, "a city"), Generation("Twice", 0.0, "two\nlines"),
-    ]  # fmt: skip
+        Generation("Once", 1.0, "more music"),
+        Generation("Once", 0.0, "a city"),
+        Generation("Twice", 0.0, "two\nlines"),
+    ]
     page = Page(write_report(run, generations).read_text("utf-8"))
     assert "Prompt strength 0 strength 1 Once a city more music Twice two lines –" in page.text
     assert "What the model writes" not in Page(write_report(run).read_text("utf-8")).text
@@ -385,17 +409,23 @@ def test_rows_and_columns_come_from_names(names, rows, columns):
     assert len({(cell.row, cell.column) for cell in grid.cells}) == len(names)
 
 
-def test_many_sites_are_listed_in_part_and_drawn_as_one_image(tmp_path):
-    sites = [f"unet.blocks.{block}.norm@{step}" for step in range(21) for block in range(100)]
-    plan = make_plan(sites, prompts=(4, 4), width=1)
-    path = write_report(make_run(tmp_path / "run", plan, {(sites[77], 0): 99.0}))
-    page = Page(path.read_text("utf-8"))
-    assert path.stat().st_size < 1_500_000
-    (image,) = page.named("image")
+def test_only_the_farthest_moved_of_many_sites_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.report.facts.MOST_SITES", 2)
+    sites = ["a.norm", "b.norm", "c.norm", "d.norm"]
+    folder = make_run(tmp_path / "run", make_plan(sites), {("d.norm", 0): 90.0, ("b.norm", 0): 60.0})
+    assert [site.hookpoint for site in gather(folder, ()).sites] == ["b.norm", "d.norm"]
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "The farthest moved 2 sites in numbers" in text
+    assert "The other 2 sites" in text
+    assert "a.norm RMSNorm" not in text
+
+
+def test_a_large_heat_map_is_one_small_image():
+    grid = arrange(cards([f"unet.blocks.{block}.norm@{step}" for step in range(30) for block in range(200)]))
+    figure = str(heat_map(grid))
+    (image,) = Page(figure).named("image")
     assert image["href"].startswith("data:image/png;base64,")
-    assert "The farthest moved 500 sites in numbers" in page.text
-    assert "The other 1,600 sites" in page.text
-    assert f"{sites[77]} RMSNorm" in page.text
+    assert len(figure) < 100_000
 
 
 def test_numbers_are_worded_for_people():

@@ -1,4 +1,4 @@
-"""The types of the columns of a JSON Lines file, where they are not written down."""
+"""Reads JSON Lines, whose columns have no types that are written down."""
 
 import io
 import json
@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import json as arrow_json
 
 from pipeline.errors import ColumnNotFoundError, PromptFileError, WhereError
+from pipeline.prompts.blocks import with_room
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.where import Condition, text_type, values
 
@@ -17,17 +19,34 @@ PEEK_BYTES = 16 << 20
 _TYPES: Mapping[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def column_types(
+def read_objects(
     file: PromptFile, names: Iterable[str | None], where: Mapping[str, Condition]
-) -> dict[str, pa.DataType]:
-    """Returns the type that each named column is to be read as; empty if the file has no rows.
-
-    A number is read as its condition asks for, so that a column may hold ``1`` in one row and ``0.5`` in another.
+) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a JSON Lines file; a row without a key has a null there.
 
     Raises:
         ColumnNotFoundError: No row at the start of the file has a column.
-        PromptFileError: A line there is no JSON object.
+        PromptFileError: A line at the start is no JSON object, or prompts are no text.
         WhereError: A condition does not fit what its column holds.
+    """
+    types = _column_types(file, names, where)
+    parse = arrow_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
+
+    def read(block_bytes: int) -> Iterator[pa.RecordBatch]:
+        options = arrow_json.ReadOptions(block_size=block_bytes, use_threads=False)
+        stream = file.filesystem.open_input_stream(file.path)
+        with stream, arrow_json.open_json(stream, options, parse) as rows:
+            yield from rows
+
+    return with_room(file, read) if types else iter(())
+
+
+def _column_types(
+    file: PromptFile, names: Iterable[str | None], where: Mapping[str, Condition]
+) -> dict[str, pa.DataType]:
+    """Returns the type to read each column as; empty if the file has no rows.
+
+    A number is read as its condition asks for, so that a column may hold ``1`` in one row and ``0.5`` in another.
     """
     seen: dict[str, Any] = {}
     for row in _first_rows(file):

@@ -1,0 +1,124 @@
+"""Runs to measure: a real spec, planned and laid out in a temporary folder, with no unit done yet."""
+
+import contextlib
+import dataclasses
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from jobs.demo import find_model
+from pipeline import prompts
+from pipeline.folder import RunFolder
+from pipeline.models.quiet import quiet
+from pipeline.plan import make_plan, settle
+from pipeline.store import ActivationStore
+from schemas.job import Job, read_job
+from schemas.plan import SIDES, Plan
+
+STATEMENTS = Path("examples/music/statements.parquet")
+
+_SPEC = """\
+version: 1
+name: benchmark
+model: {{kind: causal-lm, path: {model}}}
+source: {{path: {data}, column: statement, sample: {num_prompts}, seed: 1}}
+target: {{path: {data}, column: statement, sample: {num_prompts}, seed: 2}}
+hookpoints: layernorms
+pooling: mean
+compute: {{workers: {workers}, threads: {threads}, max_tokens: 64, unit_size: {unit_size}}}
+"""
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """A job in the words of its spec.
+
+    Args:
+        num_prompts: Prompts of each side.
+        unit_size: Prompts of a unit.
+        workers: Ray actors; 0 for this process.
+        threads: Threads of a worker.
+        model: Folder of the model; None for SmolLM2.
+        data: Parquet file with a column ``statement``.
+    """
+
+    num_prompts: int
+    unit_size: int
+    workers: int = 0
+    threads: int = 1
+    model: Path | None = None
+    data: Path = STATEMENTS
+
+    def write(self, folder: Path) -> Path:
+        """Writes the spec into a folder; returns its path."""
+        facts = dataclasses.asdict(self) | {"model": (self.model or find_model()).absolute()}
+        facts["data"] = self.data.absolute()
+        path = folder / "spec.yaml"
+        path.write_text(_SPEC.format(**facts))
+        return path
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A context with a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="actmap-benchmark-") as folder:
+        yield Path(folder)
+
+
+def lay_out(setting: Setting, folder: Path) -> tuple[Plan, RunFolder]:
+    """Returns the plan of a setting and its run folder, ready for workers."""
+    spec = setting.write(folder)
+    job: Job = read_job(spec)
+    plan, checkpoint = make_plan(job, spec.parent, folder / "cache", prompts.fingerprint)
+    run, located = RunFolder(folder / "run"), job.located(spec.parent)
+    run.root.mkdir()
+    plan = settle(plan, run)
+    run.make()
+    for name in SIDES:
+        prompts.write_snapshot(getattr(located, name), run.prompts(name), plan.unit_size)
+    ActivationStore(run.activations, plan).create()
+    checkpoint.prepare()
+    return plan, run
+
+
+def tiny_model(folder: Path) -> Path:
+    """Writes a llama of two narrow blocks with SmolLM2's tokenizer; returns its folder."""
+    teacher = find_model()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with quiet():
+            transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for path in teacher.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def short_prompts(path: Path, count: int) -> Path:
+    """Writes a Parquet file of prompts of three to eight words drawn from the statements, all different in order."""
+    texts = pq.read_table(STATEMENTS, columns=["statement"])["statement"].to_pylist()
+    words = sorted({word for text in texts for word in text.split()})
+    draw = random.Random(0)
+    made = [" ".join(draw.choices(words, k=draw.randint(3, 8))) for _ in range(count)]
+    pq.write_table(pa.table({"statement": made}), path)
+    return path

@@ -1,0 +1,80 @@
+"""Claim: two workers on two cores are at least as fast as one process that uses both threads."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import final
+
+from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
+from benchmarks.runs import Setting, scratch
+from schemas import record
+from schemas.timings import Timings
+
+UNIT_SIZE = 32
+NUM_PROMPTS = {Effort.USUAL: 192, Effort.LONG: 512}
+PAIRS = {Effort.USUAL: 3, Effort.LONG: 7}
+
+
+@final
+@dataclass(frozen=True)
+class Fit:
+    """What one ``actmap fit`` took, in seconds.
+
+    Args:
+        extract: Its extract stage.
+        start: Starting workers and loading models before it.
+        command: The whole command.
+    """
+
+    extract: float
+    start: float
+    command: float
+
+    def told(self, num_prompts: int) -> str:
+        """Returns it in words, for a fit of so many prompts a side."""
+        rate, extract, start = 2 * num_prompts / self.extract, self.extract, self.start
+        return f"{rate:.1f} prompts/s, {extract:.1f} s after a start of {start:.1f} s, {self.command:.1f} s in all"
+
+
+def measure(effort: Effort) -> list[Finding]:
+    """Fits the same prompts both ways, as commands, in alternation."""
+    count = NUM_PROMPTS[effort]
+    pairs = list(
+        alternate(
+            PAIRS[effort],
+            lambda _: fit(Setting(count, UNIT_SIZE, workers=2, threads=1)),
+            lambda _: fit(Setting(count, UNIT_SIZE, workers=0, threads=2)),
+        )
+    )
+    title = "two workers on Ray / one process with two threads, prompts a second"
+    notes = [f"two workers: {two.told(count)}; one process: {one.told(count)}" for two, one in pairs]
+    return [
+        Finding(
+            f"{title}, extract stage",
+            "x",
+            Spread.of([one.extract / two.extract for two, one in pairs]),
+            Wanted("at least", 1.0),
+            (f"{PAIRS[effort]} pairs of fits on 2 x {count} prompts in units of {UNIT_SIZE}", *notes),
+        ),
+        Finding(
+            f"{title}, start-up included",
+            "x",
+            Spread.of([(one.extract + one.start) / (two.extract + two.start) for two, one in pairs]),
+            None,
+            ("start-up is Ray and two models against one model: it weighs less the longer the job",),
+        ),
+    ]
+
+
+def fit(setting: Setting) -> Fit:
+    """Runs one fit as a command of its own and returns what it took."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    with scratch() as folder:
+        command = [sys.executable, "-m", "jobs.cli", "fit", str(setting.write(folder)), "--run", str(folder / "run")]
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        seconds = time.perf_counter() - begin
+        stages = record.load(Timings, (folder / "run" / "timings.json").read_bytes()).stages
+    return Fit(stages["extract"], stages["workers"], seconds)

@@ -1,0 +1,58 @@
+"""Reads CSV, TSV and plain text, every cell as the text it is."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+from pyarrow import csv
+
+from pipeline.errors import PromptFileError
+from pipeline.prompts.blocks import with_room
+from pipeline.prompts.files import PromptFile, check_columns
+
+#: The one column of a plain text file.
+TEXT_COLUMN = "text"
+
+# Separates no columns: the reader wants a separator, and this character is in no prompt.
+_NO_DELIMITER = "\x1e"
+
+
+def read_table(file: PromptFile, names: Iterable[str | None]) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a CSV or TSV file.
+
+    Raises:
+        ColumnNotFoundError: A column is not there.
+        PromptFileError: The file is empty.
+    """
+    if file.size == 0:
+        raise PromptFileError(file.place, "it is empty; wanted a first row with the names of the columns")
+    parse = csv.ParseOptions(delimiter="\t" if file.format == "TSV" else ",", newlines_in_values=True)
+    return _read(file, names, parse, None)
+
+
+def read_lines(file: PromptFile, names: Iterable[str | None]) -> Iterator[pa.RecordBatch]:
+    """Yields the lines of a plain text file; blank lines are prompts too.
+
+    Raises:
+        ColumnNotFoundError: A column other than `TEXT_COLUMN` is asked for.
+    """
+    parse = csv.ParseOptions(delimiter=_NO_DELIMITER, quote_char=False, ignore_empty_lines=False)
+    return iter(()) if file.size == 0 else _read(file, names, parse, [TEXT_COLUMN])
+
+
+def _read(
+    file: PromptFile, names: Iterable[str | None], parse: csv.ParseOptions, header: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+    def read(block_bytes: int) -> Iterator[pa.RecordBatch]:
+        options = csv.ReadOptions(block_size=block_bytes, column_names=header, use_threads=False)
+        with _open(file) as stream, csv.open_csv(stream, options, parse) as rows:
+            check_columns(file, names, rows.schema.names)
+        # As text: what is inferred would depend on the first block, and `NA` or `1.0` is a prompt like any other.
+        wanted = csv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.string()))
+        with _open(file) as stream, csv.open_csv(stream, options, parse, wanted) as rows:
+            yield from rows
+
+    return with_room(file, read)
+
+
+def _open(file: PromptFile) -> pa.NativeFile:
+    return file.filesystem.open_input_stream(file.path)

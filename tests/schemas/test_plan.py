@@ -1,0 +1,141 @@
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import record
+from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, Side, Site
+
+SPEC: dict[str, Any] = {
+    "version": 1,
+    "name": "less-toxic",
+    "model": {"kind": "causal-lm", "path": "models/tiny", "dtype": "float32", "gguf_file": None, "revision": None},
+    "source": {"path": "a.txt"},
+    "target": {"path": "b.txt"},
+    "hookpoints": "layernorms",
+    "template": "plain",
+    "pooling": "mean",
+    "estimation": "simultaneous",
+    "transport": {"method": "linear", "support": "observed"},
+    "compute": {"workers": 2, "address": "local", "max_tokens": 128, "unit_size": 4, "batch_tokens": 512},
+    "store": {"quota": 1 << 30},
+    "failures": {"quarantine_at_most": 0.001},
+}
+PLAN = Plan(
+    version=1,
+    spec=SPEC,
+    model=ModelFacts("causal-lm", "f" * 64, 100, 400),
+    location="cache/tiny",
+    numerics=Numerics("cpu", "float32", 1, "sdpa", "AVX2", {"torch": "2.13.0"}),
+    sites=(Site("a", "LayerNorm", 3), Site("b:1", "Attention", 5)),
+    timesteps=(),
+    source=Side(10, "s" * 64),
+    target=Side(8, "t" * 64),
+    rows_per_prompt=1,
+    memory=Memory(weights=400, forward=50, block=32, available=1 << 30),
+    disk=5000,
+)
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The tree with one leaf changed."""
+    head, _, rest = path.partition(".")
+    return tree | {head: put(tree[head], rest, value) if rest else value}
+
+
+def with_spec(path: str, value: Any) -> Plan:
+    return dataclasses.replace(PLAN, spec=put(SPEC, path, value))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_spec("template", "chat"),
+        with_spec("pooling", "max"),
+        with_spec("estimation", "sequential"),
+        with_spec("transport.method", "mean"),
+        with_spec("transport.support", [1.0, 99.0]),
+        with_spec("compute.max_tokens", 64),
+        with_spec("compute.unit_size", 5),
+        with_spec("compute.batch_tokens", 256),
+        with_spec("model.dtype", "bfloat16"),
+        dataclasses.replace(PLAN, model=dataclasses.replace(PLAN.model, fingerprint="0" * 64)),
+        dataclasses.replace(PLAN, numerics=dataclasses.replace(PLAN.numerics, threads=2)),
+        dataclasses.replace(PLAN, numerics=dataclasses.replace(PLAN.numerics, versions={"torch": "2.12.0"})),
+        dataclasses.replace(PLAN, sites=PLAN.sites[::-1]),
+        dataclasses.replace(PLAN, timesteps=(999.0,)),
+        dataclasses.replace(PLAN, source=Side(9, "s" * 64)),
+        dataclasses.replace(PLAN, target=Side(8, "u" * 64)),
+        dataclasses.replace(PLAN, rows_per_prompt=128),
+    ],
+)
+def test_what_changes_the_numbers_changes_the_fingerprint(changed: Plan) -> None:
+    assert changed.fingerprint != PLAN.fingerprint
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_spec("name", "other"),
+        with_spec("model.path", "elsewhere/tiny"),
+        with_spec("model.revision", "main"),
+        with_spec("source.path", "moved/a.txt"),
+        with_spec("compute.workers", 0),
+        with_spec("compute.address", "auto"),
+        with_spec("store.quota", 1 << 40),
+        with_spec("failures.quarantine_at_most", 0.5),
+        dataclasses.replace(PLAN, location="elsewhere"),
+        dataclasses.replace(PLAN, memory=Memory(1, 2, 3, 4)),
+        dataclasses.replace(PLAN, disk=1),
+    ],
+)
+def test_names_places_workers_and_budgets_do_not_change_the_fingerprint(changed: Plan) -> None:
+    assert changed != PLAN
+    assert changed.fingerprint == PLAN.fingerprint
+
+
+def test_a_plan_read_back_has_the_same_fingerprint() -> None:
+    again = record.load(Plan, record.dump(PLAN))
+    assert again == PLAN
+    assert again.fingerprint == PLAN.fingerprint
+    assert len(again.fingerprint) == 64
+
+
+def test_the_fingerprint_is_not_written_down() -> None:
+    before = record.dump(PLAN)
+    assert PLAN.fingerprint.encode() not in before
+    assert record.dump(PLAN) == before
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 45))
+def test_units_hold_each_prompt_of_each_side_once(num_source: int, num_target: int, unit_size: int) -> None:
+    plan = dataclasses.replace(
+        with_spec("compute.unit_size", unit_size), source=Side(num_source, ""), target=Side(num_target, "")
+    )
+    units = list(plan.units())
+    for name in SIDES:
+        mine = [unit for unit in units if unit.side == name]
+        assert [unit.index for unit in mine] == list(range(len(mine)))
+        assert [row for unit in mine for row in range(unit.start, unit.stop)] == list(
+            range(plan.side(name).num_prompts)
+        )
+        assert all(unit.num_prompts == unit_size for unit in mine[:-1])
+    assert [unit.side for unit in units] == sorted(unit.side for unit in units)
+    assert sum(unit.num_prompts for unit in units) == plan.num_prompts
+
+
+def test_units_say_what_they_are() -> None:
+    assert [str(unit) for unit in PLAN.units()] == [
+        "source unit 0", "source unit 1", "source unit 2", "target unit 0", "target unit 1",
+    ]  # fmt: skip
+
+
+def test_columns_stand_side_by_side_in_the_order_of_the_sites() -> None:
+    assert PLAN.columns == {"a": slice(0, 3), "b:1": slice(3, 8)}
+    assert PLAN.width == 8
+
+
+def test_a_block_counts_twice_in_the_memory_of_a_worker() -> None:
+    assert PLAN.memory.worker == 400 + 50 + 2 * 32
