@@ -195,7 +195,8 @@ class SiteVisitError(ActError, RuntimeError):
 
     def __str__(self) -> str:
         times = "never" if self.count == 0 else f"{self.count} times"
-        return f"hookpoint {self.hookpoint} is called {times} in a forward; wanted exactly once, leave it out of `hookpoints`"
+        wanted = "wanted exactly once, so leave it out of the hookpoints"
+        return f"hookpoint {self.hookpoint} is called {times} in a forward; {wanted}"
 
 
 class ClockError(ActError, RuntimeError):
@@ -228,7 +229,7 @@ class StrengthError(ActError, ValueError):
         self.found = found
 
     def __str__(self) -> str:
-        return f"found the strength {self.found!r}; wanted a finite number, 0 for the model as it is and 1 for the whole steer"
+        return f"found the strength {self.found!r}; wanted a finite number: 0 is the model as it is, 1 the whole steer"
 
 
 class SteerNotFoundError(ActError, FileNotFoundError):

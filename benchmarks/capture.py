@@ -27,7 +27,7 @@ from pipeline.store import ActivationStore
 from schemas.plan import Plan, Unit
 
 UNIT_SIZE = 64
-PAIRS = {Effort.USUAL: 12, Effort.LONG: 48}
+PAIRS = {Effort.USUAL: 8, Effort.LONG: 48}
 
 #: What a unit does besides the model's forward: the name, and the function that does it.
 PARTS = {

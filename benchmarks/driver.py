@@ -19,7 +19,7 @@ from jobs.stages import Stages
 from pipeline.cluster import RayWorkers
 from pipeline.workers import AbstractWorkers
 from schemas.events import Advanced, Event, Listener
-from schemas.plan import Plan, Side, Unit
+from schemas.plan import Plan, SideFacts, Unit
 from schemas.receipt import Receipt
 
 UNIT_SIZE = 512
@@ -106,7 +106,7 @@ def measure(effort: Effort) -> list[Finding]:
 
 def _of_units(plan: Plan, count: int) -> Plan:
     """The same plan with so many units on its two sides together."""
-    side = Side(UNIT_SIZE * count // 2, "idle")
+    side = SideFacts(UNIT_SIZE * count // 2, "idle")
     spec = {**plan.spec, "compute": {**plan.spec["compute"], "unit_size": UNIT_SIZE}}
     return dataclasses.replace(plan, spec=spec, source=side, target=side)
 

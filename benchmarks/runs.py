@@ -79,7 +79,7 @@ def lay_out(setting: Setting, folder: Path) -> tuple[Plan, RunFolder]:
     """Returns the plan of a setting and its run folder, ready for workers."""
     spec = setting.write(folder)
     job: Job = read_job(spec)
-    plan, checkpoint = make_plan(job, spec.parent, folder / "cache", prompts.fingerprint)
+    plan, checkpoint = make_plan(job, spec.parent, folder / "cache")
     run, located = RunFolder(folder / "run"), job.located(spec.parent)
     run.root.mkdir()
     plan = settle(plan, run)
@@ -115,10 +115,10 @@ def tiny_model(folder: Path) -> Path:
 
 
 def short_prompts(path: Path, count: int) -> Path:
-    """Writes a Parquet file of prompts of three to eight words drawn from the statements, all different in order."""
+    """Writes a Parquet file of prompts of three to six words drawn from the statements, the same for every call."""
     texts = pq.read_table(STATEMENTS, columns=["statement"])["statement"].to_pylist()
     words = sorted({word for text in texts for word in text.split()})
     draw = random.Random(0)
-    made = [" ".join(draw.choices(words, k=draw.randint(3, 8))) for _ in range(count)]
+    made = [" ".join(draw.choices(words, k=draw.randint(3, 6))) for _ in range(count)]
     pq.write_table(pa.table({"statement": made}), path)
     return path

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +72,10 @@ def main() -> None:
     report = write_report(RunFolder(RUN), [Generation(one.prompt, one.strength, one.output) for one in made])
     console.print(_cost(fitted, time.perf_counter() - begin), highlight=False)
     console.print(f"steer: {RUN / 'steer'}   report: {report}", highlight=False)
-    console.print(f'try: .venv/bin/actmap generate --model {MODEL} --steer {RUN / "steer"} --strength 0 --strength 1 --prompt "…"', highlight=False)
+    console.print(
+        f"try: .venv/bin/actmap generate --model {MODEL} --steer {RUN / 'steer'} --strength 0.7 --prompt '…'",
+        highlight=False,
+    )
 
 
 def _generate(fitted: Fitted) -> list[Generated]:
@@ -90,7 +92,9 @@ def _page(made: Sequence[Generated]) -> Table:
     for prompt in PROMPTS:
         table.add_row(Text(prompt), *(_marked(one.output) for one in made if one.prompt == prompt))
     texts = [[one.output for one in made if one.strength == strength] for strength in STRENGTHS]
-    table.add_row("texts with a music word", *(f"{sum(bool(TOPIC.search(t)) for t in each)} of {len(each)}" for each in texts))
+    table.add_row(
+        "texts with a music word", *(f"{sum(bool(TOPIC.search(t)) for t in each)} of {len(each)}" for each in texts)
+    )
     table.add_row("music words in a hundred", *(f"{topic_words(each):.1f}" for each in texts))
     return table
 
@@ -112,4 +116,4 @@ def _cost(fitted: Fitted, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

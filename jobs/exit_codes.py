@@ -2,9 +2,7 @@
 
 from enum import IntEnum
 
-from act.errors import ActError
-from pipeline.errors import InputError, LossError, ResumableError, StorageError
-from schemas.job import SpecError
+from jobs.errors import JobError
 
 
 class ExitCode(IntEnum):
@@ -20,8 +18,13 @@ class ExitCode(IntEnum):
 
 def exit_code(error: BaseException) -> ExitCode:
     """Returns the exit code that an error stands for."""
+    # Imported once something failed: `act` takes torch with it, and the help needs neither.
+    from act.errors import ActError
+    from pipeline.errors import InputError, LossError, ResumableError, StorageError
+    from schemas.document import SpecError
+
     match error:
-        case SpecError() | InputError() | ActError():
+        case JobError() | SpecError() | InputError() | ActError():
             return ExitCode.REFUSED
         case LossError():
             return ExitCode.TOO_MANY_LOST
@@ -35,11 +38,12 @@ def exit_code(error: BaseException) -> ExitCode:
 
 def sentence(error: BaseException) -> str:
     """Returns one sentence for a person."""
+    from pipeline.errors import StorageError
+
     code = exit_code(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; run the same command again to go on from what is done"
     if code is ExitCode.OUR_BUG:
         return f"a bug in actmap, please report it: {type(error).__name__}: {error}; --debug shows where"
-    if isinstance(error, OSError) and not isinstance(error, StorageError | InputError | ActError):
-        return f"{error.filename or 'a file'} cannot be used: {error.strerror or error}; mend that and run the same command again"
+    if isinstance(error, OSError) and code is ExitCode.STORAGE_FAILED and not isinstance(error, StorageError):
+        place, problem = error.filename or "the output", error.strerror or error
+        return f"{place} cannot be used: {problem}; mend that and run the same command again"
     return str(error)

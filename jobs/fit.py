@@ -51,7 +51,7 @@ def plan(spec: Path, cache: Path) -> Plan:
         InputError: It names something that is not there or does not fit.
     """
     job = read_job(spec)
-    return make_plan(job, spec.parent, cache, prompts.fingerprint)[0]
+    return make_plan(job, spec.parent, cache)[0]
 
 
 def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted:
@@ -73,7 +73,7 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
     stages, folder = Stages(listen), RunFolder(run)
     with stages.stage("plan"):
         job = read_job(spec)
-        planned, checkpoint = make_plan(job, spec.parent, cache, prompts.fingerprint)
+        planned, checkpoint = make_plan(job, spec.parent, cache)
     with _locked(folder):
         settled = settle(planned, folder)
         _lay_out(folder, settled, job.located(spec.parent), spec.read_bytes())
@@ -93,7 +93,7 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
 def _workers(plan: Plan, folder: RunFolder) -> AbstractWorkers:
     if plan.spec["compute"]["workers"] == 0:
         return InProcessWorkers(plan, folder.root)
-    from pipeline.cluster import RayWorkers  # noqa: PLC0415 - Ray is slow to import
+    from pipeline.cluster import RayWorkers  # Ray is slow to import
 
     return RayWorkers(plan, folder.root)
 

@@ -1,13 +1,21 @@
 """Generating with a steer at several strengths, side by side."""
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
+import torch
+
 import act
+from act.errors import StrengthError
 from act.steer import Steer
+from jobs.errors import EmptyPromptError, NoSteerError
+from pipeline.errors import DeviceError, ModelNotFoundError
+from pipeline.machine import pick_device
 from pipeline.models import AbstractModel, Sampling, open_checkpoint
 from schemas.job import CausalLM, TextToImage
 
@@ -30,6 +38,36 @@ class Generated:
     output: Any
 
 
+def check(prompts: Sequence[str], strengths: Sequence[float], steer: Path | None) -> None:
+    """Checks what can be known to be wrong before anything is loaded.
+
+    Raises:
+        EmptyPromptError: There is nothing to go on from.
+        StrengthError: A strength is no finite number.
+        NoSteerError: A strength is meant for a steer that is not named.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise EmptyPromptError(number)
+    for strength in strengths:
+        if not math.isfinite(strength):
+            raise StrengthError(strength)
+        if strength != 0 and steer is None:
+            raise NoSteerError(strength)
+
+
+def find_device(wanted: str) -> str:
+    """Returns the device that ``auto`` means here, or the one that was asked for.
+
+    Raises:
+        DeviceError: This machine lacks it, or there is none of that name.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,4}))?", wanted)
+    if match is None or (wanted.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count()):
+        raise DeviceError(wanted)
+    return pick_device(wanted)
+
+
 def load_model(path: str, dtype: Dtype, device: str, cache: Path) -> AbstractModel:
     """Returns the model at a path: a folder, a hub id, a GGUF file, or the folder of a diffusers pipeline.
 
@@ -37,6 +75,8 @@ def load_model(path: str, dtype: Dtype, device: str, cache: Path) -> AbstractMod
         ModelNotFoundError: There is none.
         ModelLoadError: It cannot be loaded.
     """
+    if not path:
+        raise ModelNotFoundError("''", "the path is empty")
     place = Path(path)
     spec: CausalLM | TextToImage
     if (place / "model_index.json").is_file():

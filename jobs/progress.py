@@ -1,7 +1,9 @@
-"""Progress for a person: a bar a stage, on standard error."""
+"""Progress for a person, on standard error: a bar a stage on a terminal, a line now and then in a log."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import final
 
 from rich.console import Console
 from rich.progress import (
@@ -30,6 +32,10 @@ _LABELS = {
     "generate": "generate",
     "report": "write the report",
 }
+
+
+#: Seconds between two lines of a log, and the least that a stage takes to be worth one.
+_EVERY, _WORTH = 30.0, 1.0
 
 
 class _Rate(ProgressColumn):
@@ -73,3 +79,36 @@ def shown(console: Console) -> Iterator[Listener]:
 
     with bars:
         yield listen
+
+
+@final
+class Lines:
+    """A listener for logs, where a bar would be noise: a line when a stage ends, and now and then while it works.
+
+    Args:
+        console: Where the lines go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begin = self._said = time.monotonic()
+        self._stage, self._done = StageStarted(""), 0
+
+    def __call__(self, event: Event) -> None:
+        """Prints what an event is worth."""
+        match event:
+            case StageStarted():
+                self._stage, self._done = event, event.done
+            case Advanced(stage, amount):
+                self._done += amount
+                if time.monotonic() - self._said >= _EVERY:
+                    self._say(f"{stage}: {self._done:,} of {self._stage.total:,} {self._stage.unit}")
+            case StageFinished(stage, seconds) if seconds >= _WORTH:
+                self._say(f"{stage} took {seconds:.1f} s")
+            case Notice(text):
+                self._say(f"note: {text}")
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        line = f"[{self._said - self._begin:8.1f} s] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,15 +1,15 @@
 """How results look on a terminal, and as JSON."""
 
-import time
-from collections.abc import Sequence
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from schemas.events import Event, Listener, Notice, StageFinished
 from schemas.plan import SIDES, Plan
 
 if TYPE_CHECKING:
@@ -30,6 +30,26 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def as_json(facts: Mapping[str, Any]) -> str:
+    """Returns facts as one line of JSON, in ASCII: other alphabets have characters that some readers end a line at."""
+    return json.dumps(facts, allow_nan=False) + "\n"
+
+
+def as_text(page: RenderableType) -> str:
+    """Returns a page as standard output shows it: in colour, and as wide, where that is a terminal."""
+    console = Console()
+    with console.capture() as capture:
+        console.print(page, markup=False, highlight=False, crop=False)
+    return capture.get()
+
+
+def visible(text: str) -> str:
+    r"""Returns a text in which control characters, which a terminal would obey, are spelled as ``\x1b``."""
+    return "".join(
+        f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char for char in text
+    )
+
+
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Returns a plan as JSON."""
     units = list(plan.units())
@@ -38,7 +58,11 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "units": {name: sum(unit.side == name for unit in units) for name in SIDES},
         "prompts": {name: plan.side(name).num_prompts for name in SIDES},
-        "model": {"kind": plan.model.kind, "parameters": plan.model.num_parameters, "fingerprint": plan.model.fingerprint},
+        "model": {
+            "kind": plan.model.kind,
+            "parameters": plan.model.num_parameters,
+            "fingerprint": plan.model.fingerprint,
+        },
         "hookpoints": [{"name": site.hookpoint, "type": site.module_type, "width": site.width} for site in plan.sites],
         "memory": {
             "weights": plan.memory.weights,
@@ -55,14 +79,15 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 def plan_page(plan: Plan) -> Group:
     """Returns a plan for a person."""
-    facts, memory = plan_facts(plan), plan.memory
+    facts, memory, model = plan_facts(plan), plan.memory, plan.model
     table = _pairs(
-        ("plan", f"{plan.spec['name']}  {plan.fingerprint[:16]}"),
-        ("model", f"{plan.model.kind}, {plan.model.num_parameters:,} parameters, {plan.numerics.dtype} on {plan.numerics.device}"),
-        *(
-            (name, f"{plan.side(name).num_prompts:,} prompts in {facts['units'][name]} units")
-            for name in SIDES
+        ("name", str(plan.spec["name"])),
+        ("fingerprint", plan.fingerprint),
+        (
+            "model",
+            f"{model.kind}, {model.num_parameters:,} parameters, {plan.numerics.dtype} on {plan.numerics.device}",
         ),
+        *((name, f"{plan.side(name).num_prompts:,} prompts in {facts['units'][name]} units") for name in SIDES),
         ("hookpoints", f"{len(plan.sites)} with {plan.width:,} neurons in all"),
         ("workers", f"{plan.spec['compute']['workers']} with {plan.numerics.threads} threads each"),
         (
@@ -91,40 +116,43 @@ def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
     }
 
 
-def fit_page(fitted: "Fitted", run: Path) -> Table:
+def fit_page(fitted: "Fitted", run: Path) -> Text:
     """Returns a finished fit for a person."""
     facts = fit_facts(fitted, run)
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
     return _pairs(
         ("steer", facts["steer"]),
         ("maps", f"{facts['sites']} sites, {fitted.plan.width:,} neurons"),
-        ("prompts", f"{facts['prompts']:,}, {facts['truncated']:,} cut to max_tokens, {facts['quarantined']:,} left out"),
+        (
+            "prompts",
+            f"{facts['prompts']:,}, {facts['truncated']:,} cut to max_tokens, {facts['quarantined']:,} left out",
+        ),
         ("time", stages),
         ("next", f"actmap report {run}"),
     )
 
 
-def status_page(status: "Status") -> Table:
+def status_page(status: "Status") -> Text:
     """Returns the state of a run for a person."""
     rate = status.prompts_done / status.worker_seconds if status.worker_seconds else 0.0
     return _pairs(
         ("run", f"{status.name}: {status.state}"),
         ("units", f"{status.units_done} of {status.units}"),
-        ("prompts", f"{status.prompts_done:,} of {status.prompts:,}, {rate:.1f} prompts/s a worker, {status.tokens:,} tokens"),
+        (
+            "prompts",
+            f"{status.prompts_done:,} of {status.prompts:,}, {rate:.1f} prompts/s a worker, {status.tokens:,} tokens",
+        ),
         ("losses", f"{status.truncated:,} cut to max_tokens, {status.quarantined:,} left out"),
         ("steer", status.steer or "not yet"),
     )
 
 
-def output(made: "Generated", folder: Path) -> str:
-    """Returns a continuation, or the path of an image, which this saves as a PNG file."""
-    if isinstance(made.output, str):
-        return made.output
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "".join(letter if letter.isalnum() else "-" for letter in made.prompt)[:40] or "prompt"
-    path = folder / f"{name}-{made.strength:g}.png"
-    made.output.save(path)
-    return str(path)
+def generation_rows(made: Iterable["Generated"], folder: Path) -> list[dict[str, Any]]:
+    """Returns generations as JSON; images are saved in a folder as PNG files, and stand there with their paths."""
+    return [
+        {"prompt": one.prompt, "strength": one.strength, "output": _output(one, folder, number)}
+        for number, one in enumerate(made)
+    ]
 
 
 def generations_page(rows: Sequence[dict[str, Any]]) -> Table:
@@ -136,21 +164,18 @@ def generations_page(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(f"strength {strength:g}", ratio=2)
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         texts = [row["output"] for row in rows if row["prompt"] == prompt]
-        table.add_row(Text(prompt), *(Text(text.strip()) for text in texts))
+        table.add_row(*(Text(visible(text.strip())) for text in (prompt, *texts)))
     return table
 
 
-def lines(console: Console) -> Listener:
-    """Returns a listener that prints a line when a stage ends: for logs, where a bar would be noise."""
-    begin = time.monotonic()
-
-    def listen(event: Event) -> None:
-        if isinstance(event, StageFinished):
-            console.print(f"[{time.monotonic() - begin:8.1f} s] {event.stage} took {event.seconds:.1f} s", markup=False, highlight=False)
-        elif isinstance(event, Notice):
-            console.print(f"note: {event.sentence}", markup=False, highlight=False)
-
-    return listen
+def _output(made: "Generated", folder: Path, number: int) -> str:
+    if isinstance(made.output, str):
+        return made.output
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "".join(letter if letter.isalnum() else "-" for letter in made.prompt)[:40]
+    path = folder / f"{number:03d}-{name}-{made.strength:g}.png"
+    made.output.save(path)
+    return str(path)
 
 
 def _sites(plan: Plan) -> Table:
@@ -163,8 +188,8 @@ def _sites(plan: Plan) -> Table:
     return table
 
 
-def _pairs(*rows: tuple[str, str]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(value))
-    return table
+def _pairs(*rows: tuple[str, str]) -> Text:
+    """Returns lines of a name and a value, none of them broken: a value may be a path to be copied."""
+    width = 2 + max(len(name) for name, _ in rows)
+    lines = [Text.assemble((name.ljust(width), "bold"), visible(value)) for name, value in rows]
+    return Text("\n", no_wrap=True, overflow="ignore").join(lines)

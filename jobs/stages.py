@@ -28,15 +28,13 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, total: int = 0, done: int = 0, unit: str = "") -> Iterator[None]:
-        """A context that is one stage; its time counts also when it fails."""
+        """A context that is one stage; one that fails is not announced as finished."""
         self._listen(StageStarted(name, total, done, unit))
         begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - begin
-            self._seconds[name] += seconds
-            self._listen(StageFinished(name, seconds))
+        yield
+        seconds = time.perf_counter() - begin
+        self._seconds[name] += seconds
+        self._listen(StageFinished(name, seconds))
 
     def advance(self, name: str, amount: int) -> None:
         """Tells that a stage did some of its work."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
-from pipeline.errors import ClusterError, PipelineError, WorkerLostError
+from pipeline.errors import ClusterError, WorkerLostError
 from pipeline.workers import AbstractWorkers
 from schemas.plan import Plan, Unit
 from schemas.receipt import Receipt
@@ -104,7 +104,7 @@ class RayWorkers(AbstractWorkers):
         return units
 
     def _start(self) -> Any:  # noqa: ANN401
-        from pipeline.extract import Extractor  # noqa: PLC0415 - with the actor's other imports
+        from pipeline.extract import Extractor  # with the actor's other imports
 
         assert self._ray is not None
         actor = self._ray.remote(Extractor)
@@ -150,10 +150,12 @@ def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
         if address == "local":
             stack.enter_context(_private_environment())
             options |= {"num_cpus": num_cpus, "include_dashboard": False}
-        import ray  # noqa: PLC0415 - reads the environment when imported
+        import ray  # reads the environment when imported
 
-        if address == "local" and ray._private.ray_constants.ENABLE_RAY_CLUSTER:  # noqa: SLF001 - it has no public name
-            raise ClusterError(address, "ray was imported before actmap could bind it to loopback; import it afterwards")
+        if address == "local" and ray._private.ray_constants.ENABLE_RAY_CLUSTER:  # it has no public name
+            raise ClusterError(
+                address, "ray was imported before actmap could bind it to loopback; import it afterwards"
+            )
         if ray.is_initialized():
             raise ClusterError(address, "this process is already connected to a Ray; call ray.shutdown() first")
         try:
@@ -167,7 +169,7 @@ def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """A context after which SIGTERM does what it did before: Ray's own handler ends the process with the signal's number."""
+    """A context after which SIGTERM does what it did before. Ray sets a handler that ends the process at once."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

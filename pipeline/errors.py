@@ -149,7 +149,9 @@ class ModelNotFoundError(InputError, FileNotFoundError):
         self.path, self.problem = path, problem
 
     def __str__(self) -> str:
-        return f"no model at {self.path}: {self.problem}; wanted a folder with config.json and *.safetensors, or a hub id"
+        return (
+            f"no model at {self.path}: {self.problem}; wanted a folder with config.json and *.safetensors, or a hub id"
+        )
 
 
 class ModelLoadError(InputError):
@@ -171,7 +173,7 @@ class TemplateError(InputError):
         self.path = path
 
     def __str__(self) -> str:
-        return f"template: chat was asked for, but the tokenizer of {self.path} has no chat template; write template: plain"
+        return f"the tokenizer of {self.path} has no chat template, which template: chat needs; write template: plain"
 
 
 class DeviceError(InputError):
@@ -182,7 +184,7 @@ class DeviceError(InputError):
         self.device = device
 
     def __str__(self) -> str:
-        return f"compute.device is {self.device!r}, but torch finds no such device here; write auto or cpu"
+        return f"the device is to be {self.device!r}, but torch finds no such device here; write auto or cpu"
 
 
 class MemoryPlanError(InputError):
@@ -199,8 +201,9 @@ class MemoryPlanError(InputError):
     def __str__(self) -> str:
         weights, forward, block, available = (f"{part / 2**30:.2f} GiB" for part in self.parts)
         return (
-            f"a worker needs {weights} for weights, {forward} for a forward and twice {block} for a unit's activations, "
-            f"but has {available}; take fewer workers, a smaller unit_size or batch_tokens, fewer hookpoints, or a smaller dtype"
+            f"a worker needs {weights} for weights, {forward} for a forward and twice {block} for a unit's "
+            f"activations, but has {available}; take fewer workers, a smaller unit_size or batch_tokens, fewer "
+            "hookpoints, or a smaller dtype"
         )
 
 
@@ -226,7 +229,9 @@ class OtherPlanError(InputError):
         self.path, self.difference = path, difference
 
     def __str__(self) -> str:
-        return f"{self.path} holds a run of another plan: {self.difference}; name a new folder, or go back to the old spec"
+        return (
+            f"{self.path} holds a run of another plan: {self.difference}; name a new folder, or go back to the old spec"
+        )
 
 
 class RunNotFoundError(InputError, FileNotFoundError):
@@ -314,7 +319,8 @@ class ClusterError(ResumableError):
         self.address, self.problem = address, problem
 
     def __str__(self) -> str:
-        return f"Ray at {self.address!r} cannot be used: {self.problem}; wanted 'local', or the address of a running cluster"
+        wanted = "'local', or the address of a running cluster"
+        return f"Ray at {self.address!r} cannot be used: {self.problem}; wanted {wanted}"
 
 
 class OtherNumericsError(ResumableError):
@@ -325,7 +331,8 @@ class OtherNumericsError(ResumableError):
         self.wanted, self.found = wanted, found
 
     def __str__(self) -> str:
-        return f"a worker computes other bits than the plan: wanted {self.wanted}, found {self.found}; use machines of one kind"
+        what = f"wanted {self.wanted}, found {self.found}"
+        return f"a worker computes other bits than the plan: {what}; use machines of one kind"
 
 
 class RunBusyError(ResumableError):

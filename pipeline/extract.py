@@ -23,7 +23,7 @@ from pipeline.prompts import Snapshot
 from pipeline.store import ActivationStore
 from pipeline.store.activations import Block
 from schemas.job import Job
-from schemas.plan import Plan, Unit
+from schemas.plan import SIDES, Plan, SideName, Unit
 from schemas.receipt import Quarantined, Receipt
 
 EMPTY = "empty: no tokens"
@@ -67,7 +67,7 @@ class Extractor:
 
     def _extract(self, unit: Unit) -> Receipt:
         begin = time.perf_counter()
-        prompts = Snapshot.open(self._folder.prompts(unit.side)).unit(unit.index)
+        prompts = self._prompts[unit.side].unit(unit.index)
         packed = self._model.pack(prompts, unit.start, packing_rule(self._plan))
         block = self._clear(unit)
         start = time.perf_counter()
@@ -105,6 +105,10 @@ class Extractor:
             raise OtherNumericsError(str(wanted), str(found))
         with _threads(wanted.threads):
             return open_located(job.model, Path(self._plan.location)).load(device)
+
+    @cached_property
+    def _prompts(self) -> dict[SideName, Snapshot]:
+        return {name: Snapshot.open(self._folder.prompts(name)) for name in SIDES}
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -146,7 +150,11 @@ class Extractor:
         per_prompt = self._plan.rows_per_prompt
         num_tokens, quarantined = list(packed.num_tokens), []
         for row, count in enumerate(num_tokens):
-            reason = EMPTY if count == 0 else self._unfinite(block[row * per_prompt : row * per_prompt + min(count, per_prompt)])
+            reason = (
+                EMPTY
+                if count == 0
+                else self._unfinite(block[row * per_prompt : row * per_prompt + min(count, per_prompt)])
+            )
             if reason:
                 quarantined.append(Quarantined(unit.start + row, reason))
                 num_tokens[row] = 0

@@ -44,7 +44,7 @@ def memory_per_worker(device: str, workers: int) -> int:
 
 def peak_memory() -> int:
     """Returns the highest resident memory of this process so far, in bytes."""
-    import resource  # noqa: PLC0415 - not on every system
+    import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -1,7 +1,6 @@
 """Planning: a job becomes a plan, checked against the model, the prompts and the machine before any work."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import machine
@@ -15,14 +14,10 @@ from pipeline.errors import (
 )
 from pipeline.folder import RunFolder
 from pipeline.models import AbstractCheckpoint, PackingRule, open_checkpoint
-from pipeline.prompts import SideFacts
+from pipeline.prompts import fingerprint
 from schemas import files, record
 from schemas.job import Job
-from schemas.job import Side as SideSpec
-from schemas.plan import CHUNK_NEURONS, SIDES, Memory, Numerics, Plan, Side
-
-#: Reads a side once: its prompts counted and hashed.
-ReadSide = Callable[[SideSpec], SideFacts]
+from schemas.plan import CHUNK_NEURONS, SIDES, Memory, Numerics, Plan
 
 _FLOAT32 = 4
 
@@ -33,14 +28,13 @@ def packing_rule(plan: Plan) -> PackingRule:
     return PackingRule(plan.spec["template"], compute["max_tokens"], compute["batch_tokens"])
 
 
-def make_plan(job: Job, base: Path, cache: Path, read_side: ReadSide) -> tuple[Plan, AbstractCheckpoint]:
+def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoint]:
     """Returns the plan of a job and its model on disk. Writes nothing.
 
     Args:
         job: The job as written.
         base: Folder against which its relative paths are resolved.
         cache: Folder for converted checkpoints.
-        read_side: Reads a side's prompts.
 
     Raises:
         InputError: The job names something that is not there, or that does not fit this machine.
@@ -49,7 +43,7 @@ def make_plan(job: Job, base: Path, cache: Path, read_side: ReadSide) -> tuple[P
     located = job.located(base)
     device = machine.pick_device(job.compute.device)
     _check_device(device)
-    sides = {name: read_side(getattr(located, name)) for name in SIDES}
+    source, target = fingerprint(located.source), fingerprint(located.target)
     checkpoint = open_checkpoint(located.model, cache)
     rule = PackingRule(job.template, job.compute.max_tokens, job.compute.batch_tokens)
     survey = checkpoint.survey(job.hookpoints, rule, device)
@@ -61,8 +55,8 @@ def make_plan(job: Job, base: Path, cache: Path, read_side: ReadSide) -> tuple[P
         numerics=_numerics(job, device, checkpoint.attention),
         sites=survey.sites,
         timesteps=survey.timesteps,
-        source=Side(sides["source"].num_prompts, sides["source"].fingerprint),
-        target=Side(sides["target"].num_prompts, sides["target"].fingerprint),
+        source=source,
+        target=target,
         rows_per_prompt=job.compute.max_tokens if job.pooling == "all" else 1,
         memory=Memory(0, 0, 0, 0),
         disk=0,
@@ -127,7 +121,7 @@ def _short(value: object) -> str:
 
 
 def _check_device(device: str) -> None:
-    import torch  # noqa: PLC0415
+    import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(device)

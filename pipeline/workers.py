@@ -11,7 +11,7 @@ from schemas.receipt import Receipt
 
 
 class AbstractWorkers(ABC):
-    """Runs units, each by one worker, and yields their receipts as they land. A context: leaving it ends the workers."""
+    """Runs units, each by one worker, and yields their receipts as they land; leaving the context ends the workers."""
 
     @abstractmethod
     def __enter__(self) -> Self:

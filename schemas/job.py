@@ -290,7 +290,8 @@ def _compose(file: str, text: str) -> Node | None:
             exotic = isinstance(event, yaml.NodeEvent) and (event.anchor or getattr(event, "tag", None))
             if exotic or depth > MAX_SPEC_DEPTH:
                 problem = "an alias, an anchor or a tag" if exotic else f"more than {MAX_SPEC_DEPTH} levels"
-                raise SpecError(file, event.start_mark.line + 1, None, f"found {problem}; wanted plain keys and values")
+                line = event.start_mark.line + 1 if event.start_mark else None
+                raise SpecError(file, line, None, f"found {problem}; wanted plain keys and values")
         return typing.cast("Node | None", yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else None

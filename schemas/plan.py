@@ -73,8 +73,13 @@ class ModelFacts:
 
 @final
 @dataclass(frozen=True)
-class Side:
-    """One side of the transport: its prompts and their fingerprint."""
+class SideFacts:
+    """The prompts that one side selects.
+
+    Args:
+        num_prompts: How many there are.
+        fingerprint: SHA-256 over them in order, the same for every file format.
+    """
 
     num_prompts: int
     fingerprint: str
@@ -156,8 +161,8 @@ class Plan:
     numerics: Numerics
     sites: tuple[Site, ...]
     timesteps: tuple[float, ...]
-    source: Side
-    target: Side
+    source: SideFacts
+    target: SideFacts
     rows_per_prompt: int
     memory: Memory
     disk: int
@@ -203,7 +208,7 @@ class Plan:
         """Prompts of both sides."""
         return self.source.num_prompts + self.target.num_prompts
 
-    def side(self, name: SideName) -> Side:
+    def side(self, name: SideName) -> SideFacts:
         """Returns the side of that name."""
         return self.source if name == "source" else self.target
 

@@ -57,7 +57,9 @@ def test_lock_pins_everything_an_extra_needs(extra):
     needed = [r for r in closure_of(asked) if not r.name.startswith(("nvidia-", "cuda-", "triton"))]
     missing = {r.name for r in needed if canonicalize_name(r.name) not in lock}
     assert not missing
-    unsatisfied = [str(r) for r in needed if not r.specifier.contains(lock[canonicalize_name(r.name)], prereleases=True)]
+    unsatisfied = [
+        str(r) for r in needed if not r.specifier.contains(lock[canonicalize_name(r.name)], prereleases=True)
+    ]
     assert not unsatisfied
 
 

@@ -44,7 +44,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
         height: Height in pixels of the page.
     """
     settings = {
-        "text.parse_math": True,
+        "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "actmap",
         "font.size": 11,

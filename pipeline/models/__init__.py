@@ -5,10 +5,28 @@ To add a kind: a spec class in `schemas.job`, a file here with a checkpoint and 
 
 from pathlib import Path
 
-from pipeline.models.interface import AbstractCheckpoint, AbstractModel, MicroBatch, PackingRule, Packed, Sampling, Survey
+from pipeline.models.interface import (
+    AbstractCheckpoint,
+    AbstractModel,
+    MicroBatch,
+    Packed,
+    PackingRule,
+    Sampling,
+    Survey,
+)
 from schemas.job import CausalLM, TextToImage
 
-__all__ = ["AbstractCheckpoint", "AbstractModel", "MicroBatch", "PackingRule", "Packed", "Sampling", "Survey", "open_checkpoint", "open_located"]
+__all__ = [
+    "AbstractCheckpoint",
+    "AbstractModel",
+    "MicroBatch",
+    "Packed",
+    "PackingRule",
+    "Sampling",
+    "Survey",
+    "open_checkpoint",
+    "open_located",
+]
 
 
 def open_checkpoint(spec: CausalLM | TextToImage, cache: Path) -> AbstractCheckpoint:
@@ -23,11 +41,11 @@ def open_checkpoint(spec: CausalLM | TextToImage, cache: Path) -> AbstractCheckp
     """
     match spec:
         case CausalLM():
-            from pipeline.models.causal_lm import CausalLMCheckpoint  # noqa: PLC0415 - transformers is heavy
+            from pipeline.models.causal_lm import CausalLMCheckpoint  # transformers is heavy
 
             return CausalLMCheckpoint(spec, cache)
         case TextToImage():
-            from pipeline.models.text_to_image import TextToImageCheckpoint  # noqa: PLC0415 - so is diffusers
+            from pipeline.models.text_to_image import TextToImageCheckpoint  # so is diffusers
 
             return TextToImageCheckpoint(spec)
 

@@ -84,7 +84,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
     def attention(self) -> str:
         """The attention implementation that this version of transformers chooses."""
         with FakeTensorMode():
-            return str(self._skeleton().config._attn_implementation)  # noqa: SLF001 - it has no public name
+            return str(self._skeleton().config._attn_implementation)  # it has no public name
 
     def prepare(self) -> None:
         """Dequantises a GGUF file, once for all runs."""
@@ -117,11 +117,15 @@ class CausalLMCheckpoint(AbstractCheckpoint):
         with quiet():
             try:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.location, dtype=self._dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+                    self.location,
+                    dtype=self._dtype,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
                 )
             except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
-        return model.eval().requires_grad_(False)
+        return model.eval().requires_grad_(requires_grad=False)
 
     def _skeleton(self) -> transformers.PreTrainedModel:
         """The model without its weights, when fake tensors are on."""
@@ -131,7 +135,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=self._dtype)
             except (OSError, ValueError, KeyError, ImportError) as exc:
                 raise ModelLoadError(str(self._folder), files.first_line(exc)) from exc
-        return model.eval().requires_grad_(False)
+        return model.eval().requires_grad_(requires_grad=False)
 
     def _tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         converted = self.location.is_dir()
@@ -163,7 +167,7 @@ class CausalLMModel(AbstractModel):
         self._model, self._tokenizer = model, tokenizer
 
     @property
-    def root(self) -> nn.Module:
+    def root(self) -> Any:  # noqa: ANN401 - as the interface has it
         """The transformers model."""
         return self._model
 
@@ -180,10 +184,10 @@ class CausalLMModel(AbstractModel):
         """Sorts prompts by length and fills micro-batches up to `batch_tokens`, padded on the right to `PAD_TO`."""
         tokens, num_truncated = self._encode(prompts, rule)
         order = sorted((row for row, ids in enumerate(tokens) if ids), key=lambda row: (len(tokens[row]), row))
-        batches: list[MicroBatch] = []
-        for rows in _fill(order, [len(ids) for ids in tokens], rule.batch_tokens):
-            batches.append(self._batch(rows, [tokens[row] for row in rows]))
-        return Packed(tuple(batches), tuple(len(ids) for ids in tokens), num_truncated)
+        lengths = [len(ids) for ids in tokens]
+        filled = _fill(order, lengths, rule.batch_tokens)
+        batches = tuple(self._batch(rows, [tokens[row] for row in rows]) for rows in filled)
+        return Packed(batches, tuple(lengths), num_truncated)
 
     @torch.inference_mode()
     def forward(self, batch: MicroBatch) -> None:
@@ -290,7 +294,8 @@ def _templated(tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequenc
         return list(prompts)
     wrap: Callable[..., Any] = tokenizer.apply_chat_template
     return [
-        str(wrap([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)) for prompt in prompts
+        str(wrap([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False))
+        for prompt in prompts
     ]
 
 

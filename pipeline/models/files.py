@@ -22,14 +22,16 @@ def find_folder(path: str, revision: str | None) -> Path:
         return folder.resolve()
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ModelNotFoundError(path, "there is no such folder, and it is no hub id (org/name)")
-    import huggingface_hub  # noqa: PLC0415 - slow to import, and only for hub ids
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled  # noqa: PLC0415
+    import huggingface_hub  # slow to import, and only for hub ids
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     wanted = ["*.json", "*.safetensors", "*.gguf", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
-        raise ModelNotFoundError(path, f"there is no such folder, and the hub does not give it ({type(exc).__name__})") from exc
+        raise ModelNotFoundError(
+            path, f"there is no such folder, and the hub does not give it ({type(exc).__name__})"
+        ) from exc
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,15 +10,15 @@ from torch.utils._pytree import tree_leaves
 
 
 @final
-class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make while they live. What was made before, such as parameters, does not count.
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages that operations make, while they live; what was made before does not count.
 
     Attributes:
         peak: Most bytes alive at once so far.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -34,13 +34,17 @@ class LiveBytes(TorchDispatchMode):
         old = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and _key(leaf) not in old]
         if made:
-            self._live = {key: pair for key, pair in self._live.items() if not pair[0].expired()}
+            self._live = {key: pair for key, pair in self._live.items() if not _expired(pair[0])}
             for tensor in made:
                 storage = tensor.untyped_storage()
-                self._live[_key(tensor)] = StorageWeakRef(storage), storage.nbytes()
+                self._live[_key(tensor)] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
             self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return output
 
 
+def _expired(reference: StorageWeakRef) -> bool:
+    return bool(reference.expired())  # type: ignore[no-untyped-call]
+
+
 def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the identity of a storage has no public name
+    return int(tensor.untyped_storage()._cdata)  # the identity of a storage has no public name

@@ -4,7 +4,7 @@ As the data meets the files here: `files` finds them, `formats` reads them (`del
 `where` and `draw` choose rows, `query` puts this together, `snapshot` writes it down.
 """
 
-from pipeline.prompts.query import Prompts, SideFacts, fingerprint, select
+from pipeline.prompts.query import Prompts, fingerprint, select
 from pipeline.prompts.snapshot import Snapshot, write_snapshot
 
-__all__ = ["Prompts", "SideFacts", "Snapshot", "fingerprint", "select", "write_snapshot"]
+__all__ = ["Prompts", "Snapshot", "fingerprint", "select", "write_snapshot"]

@@ -17,6 +17,7 @@ from pipeline.prompts.files import find_files
 from pipeline.prompts.formats import read_rows
 from pipeline.prompts.where import matching
 from schemas.job import Side
+from schemas.plan import SideFacts
 
 # What stands for a null in a fingerprint, where a prompt has its length.
 _NULL = ((1 << 64) - 1).to_bytes(8, "little")
@@ -45,20 +46,6 @@ class Prompts:
     def slice(self, start: int, stop: int) -> "Prompts":
         """Returns the prompts from `start` to before `stop`."""
         return Prompts(self.rows[start:stop], self.texts[start:stop])
-
-
-@final
-@dataclass(frozen=True)
-class SideFacts:
-    """What a side selects.
-
-    Args:
-        num_prompts: How many prompts.
-        fingerprint: SHA-256 over them in order: hexadecimal, the same for every file format.
-    """
-
-    num_prompts: int
-    fingerprint: str
 
 
 def select(side: Side) -> Iterator[Prompts]:

@@ -54,8 +54,9 @@ class Snapshot:
             DamagedRunError: The file is missing, damaged, or no snapshot.
         """
         with _reading(path), path.open("rb") as file:
-            metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema().remove_metadata()
+            # `metadata.schema` would tie the footer into a reference cycle, and megabytes would wait for the collector.
+            parquet = pq.ParquetFile(file)
+            metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
             entries = metadata.metadata or {}
             fingerprint, checksums, seal = (entries.get(key, b"").decode() for key in (_FINGERPRINT, _CHECKSUMS, _SEAL))
         if not seal or schema != _SCHEMA:

@@ -6,7 +6,7 @@ site are read without the rest of the shard. Every chunk ends in a crc32c, which
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, Literal, final
 
 import numpy as np
 import zarr
@@ -98,7 +98,8 @@ class ActivationStore:
         kept = np.minimum(np.asarray(receipt.num_tokens), per_prompt)
         if (kept == per_prompt).all():
             return None
-        return (np.arange(per_prompt)[None, :] < kept[:, None]).reshape(-1)
+        there: NDArray[np.bool_] = np.arange(per_prompt)[None, :] < kept[:, None]
+        return there.reshape(-1)
 
     def _create(self, name: SideName) -> None:
         plan = self._plan
@@ -119,7 +120,7 @@ class ActivationStore:
         except OSError as exc:
             raise StoreError(str(self._path / name), exc.strerror or str(exc)) from exc
 
-    def _open(self, name: SideName, mode: str) -> zarr.Array:
+    def _open(self, name: SideName, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
         try:
             return zarr.open_array(store=LocalStore(self._path, read_only=mode == "r"), path=name, mode=mode)
         except (FileNotFoundError, ValueError) as exc:

@@ -163,7 +163,7 @@ def test_another_spec_on_the_same_folder_is_refused_and_says_what_differs(llama,
 def test_empty_prompts_are_quarantined_by_row_and_the_others_keep_their_bits(llama, tmp_path):
     model = {"kind": "causal-lm", "path": str(llama)}
     write_spec(tmp_path, model)
-    rows = [{"text": text} for text in SOURCES]
+    rows: list[dict[str, str | None]] = [{"text": text} for text in SOURCES]
     rows[5], rows[17] = {"text": ""}, {"text": None}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"path": "rows.jsonl", "column": "text"}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import record
-from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, Side, Site
+from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, SideFacts, Site
 
 SPEC: dict[str, Any] = {
     "version": 1,
@@ -31,8 +31,8 @@ PLAN = Plan(
     numerics=Numerics("cpu", "float32", 1, "sdpa", "AVX2", {"torch": "2.13.0"}),
     sites=(Site("a", "LayerNorm", 3), Site("b:1", "Attention", 5)),
     timesteps=(),
-    source=Side(10, "s" * 64),
-    target=Side(8, "t" * 64),
+    source=SideFacts(10, "s" * 64),
+    target=SideFacts(8, "t" * 64),
     rows_per_prompt=1,
     memory=Memory(weights=400, forward=50, block=32, available=1 << 30),
     disk=5000,
@@ -66,8 +66,8 @@ def with_spec(path: str, value: Any) -> Plan:
         dataclasses.replace(PLAN, numerics=dataclasses.replace(PLAN.numerics, versions={"torch": "2.12.0"})),
         dataclasses.replace(PLAN, sites=PLAN.sites[::-1]),
         dataclasses.replace(PLAN, timesteps=(999.0,)),
-        dataclasses.replace(PLAN, source=Side(9, "s" * 64)),
-        dataclasses.replace(PLAN, target=Side(8, "u" * 64)),
+        dataclasses.replace(PLAN, source=SideFacts(9, "s" * 64)),
+        dataclasses.replace(PLAN, target=SideFacts(8, "u" * 64)),
         dataclasses.replace(PLAN, rows_per_prompt=128),
     ],
 )
@@ -112,7 +112,7 @@ def test_the_fingerprint_is_not_written_down() -> None:
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 45))
 def test_units_hold_each_prompt_of_each_side_once(num_source: int, num_target: int, unit_size: int) -> None:
     plan = dataclasses.replace(
-        with_spec("compute.unit_size", unit_size), source=Side(num_source, ""), target=Side(num_target, "")
+        with_spec("compute.unit_size", unit_size), source=SideFacts(num_source, ""), target=SideFacts(num_target, "")
     )
     units = list(plan.units())
     for name in SIDES:

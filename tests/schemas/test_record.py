@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas import record
 from schemas.card import Card, SideCard, SiteCard
-from schemas.plan import Memory, ModelFacts, Numerics, Plan, Side, Site
+from schemas.plan import Memory, ModelFacts, Numerics, Plan, SideFacts, Site
 from schemas.receipt import Quarantined, Receipt
 from schemas.record import RecordError
 from schemas.timings import Timings
@@ -44,7 +44,7 @@ def made(drawn: Any) -> Any:
     return drawn.func(*map(made, drawn.args), **{name: made(item) for name, item in drawn.keywords.items()})
 
 
-sides = recipe(Side, counts, text)
+sides = recipe(SideFacts, counts, text)
 plans = recipe(
     Plan,
     version=st.just(1),

@@ -23,7 +23,7 @@ from pipeline.ledger import Ledger, measure
 from pipeline.store import ActivationStore
 from schemas import files, record
 from schemas.card import SiteCard
-from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, Side, SideName, Site, Unit
+from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, SideFacts, SideName, Site, Unit
 from schemas.receipt import Quarantined, Receipt
 from schemas.timings import Timings
 
@@ -63,8 +63,8 @@ def make_plan(sites: Sequence[str], prompts: tuple[int, int] = (40, 30), width: 
         numerics=Numerics("cpu", "float32", 1, "sdpa", "AVX2", {"torch": "2.13.0"}),
         sites=tuple(Site(site, "RMSNorm", width) for site in sites),
         timesteps=(),
-        source=Side(prompts[0], "a" * 64),
-        target=Side(prompts[1], "b" * 64),
+        source=SideFacts(prompts[0], "a" * 64),
+        target=SideFacts(prompts[1], "b" * 64),
         rows_per_prompt=1,
         memory=Memory(0, 0, 0, 0),
         disk=0,

@@ -1,3 +1,4 @@
+import gc
 import io
 import os
 from pathlib import Path, PosixPath
@@ -87,6 +88,19 @@ def test_reading_a_unit_reads_only_its_own_bytes(tmp_path):
     CountedFile.num_read = 0
     assert snapshot.unit(40) == [row["text"] for row in rows[2000:2050]]
     assert size / 100 < CountedFile.num_read < size / 40
+
+
+def test_an_opened_snapshot_is_freed_without_the_collector(side, tmp_path):
+    write_snapshot(side, tmp_path / "s", 512)
+    gc.collect()
+    gc.disable()
+    try:
+        Snapshot.open(tmp_path / "s").unit(0)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, pq.FileMetaData)]
+        opened = Snapshot.open(tmp_path / "s")
+        assert opened.metadata in [thing for thing in gc.get_objects() if isinstance(thing, pq.FileMetaData)]
+    finally:
+        gc.enable()
 
 
 def test_a_unit_that_is_not_there(side, tmp_path):
