@@ -16,13 +16,13 @@ from rich.table import Table
 from benchmarks import capture, driver, import_time, memory, workers
 from benchmarks.finding import Effort, Finding, Spread
 
-#: Ray is started before torch has worked in this process; what measures this process's own CPU time comes last.
+#: Capture comes before those that start Ray here: it counts the CPU time of all of this process's threads.
 CLAIMS: Mapping[str, Callable[[Effort], list[Finding]]] = {
     "import": import_time.measure,
     "workers": workers.measure,
-    "memory": memory.measure,
-    "driver": driver.measure,
     "capture": capture.measure,
+    "driver": driver.measure,
+    "memory": memory.measure,
 }
 
 
@@ -38,8 +38,11 @@ def main() -> None:
     findings: list[Finding] = []
     for name in chosen.claims or CLAIMS:
         begin = time.perf_counter()
-        findings += CLAIMS[name](chosen.effort)
-        console.print(f"measured {name} in {time.perf_counter() - begin:.0f} s", style="dim", highlight=False)
+        found = CLAIMS[name](chosen.effort)
+        seconds = time.perf_counter() - begin
+        told = ", ".join(f"{one.measured.median:.3f} {one.unit}" for one in found)
+        console.print(f"{name}: {told} (took {seconds:.0f} s)", style="dim", highlight=False)
+        findings += found
     show(console, findings)
     if chosen.json:
         facts = {"machine": machine, "findings": [dataclasses.asdict(one) for one in findings]}

@@ -194,7 +194,7 @@ class Plan:
         """Neurons of all sites together: columns of the store."""
         return sum(site.width for site in self.sites)
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, slice]:
         """The range of the store's columns that belongs to each site."""
         ranges, start = {}, 0

@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, Any, NoReturn, final
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +98,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def _serve() -> None:
-    """Forks for each order; the child goes on as the command, with an interpreter that ends as it always does."""
+    """Forks for each order; the child goes on as the command."""
 
     import pipeline.models.causal_lm  # noqa: F401
     from jobs.cli import main
@@ -107,9 +107,20 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             _become(**json.loads(line))
-            main()
+            _end(main)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+
+
+def _end(command: Callable[[], NoReturn]) -> NoReturn:
+    """Runs a command and leaves with its code at once: taking down all that is imported would take a second."""
+    try:
+        command()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        assert isinstance(end.code, int)
+        os._exit(end.code)
 
 
 def _become(arguments: list[str], cwd: str, streams: list[str]) -> None:

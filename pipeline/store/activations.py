@@ -33,6 +33,7 @@ class ActivationStore:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self._path, self._plan = path, plan
+        self._read: dict[SideName, "zarr.Array[Any]"] = {}
 
     def create(self) -> None:
         """Lays out both arrays at full size. Called once, by the planner; an array that exists is left as it is."""
@@ -77,7 +78,9 @@ class ActivationStore:
         Raises:
             DamagedRunError: A chunk's checksum does not match.
         """
-        array, parts = self._open(side, "r"), []
+        if side not in self._read:
+            self._read[side] = self._open(side, "r")
+        array, parts = self._read[side], []
         for receipt in receipts:
             rows = self._rows(receipt)
             start = receipt.unit * self._plan.unit_size * self._plan.rows_per_prompt

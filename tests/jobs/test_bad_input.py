@@ -148,7 +148,7 @@ def test_a_hookpoint_that_is_no_pattern(refused):
 
 
 def test_the_chat_template_of_a_model_that_has_none(refused):
-    assert "has no chat template; write template: plain" in refused(template="chat")
+    assert "has no chat template, which template: chat needs; write template: plain" in refused(template="chat")
 
 
 def test_a_device_that_is_not_there(refused):
