@@ -82,7 +82,7 @@ def lay_out(setting: Setting, folder: Path) -> tuple[Plan, RunFolder]:
     plan, checkpoint = make_plan(job, spec.parent, folder / "cache")
     run, located = RunFolder(folder / "run"), job.located(spec.parent)
     run.root.mkdir()
-    plan = settle(plan, run)
+    settle(plan, run)
     run.make()
     for name in SIDES:
         prompts.write_snapshot(getattr(located, name), run.prompts(name), plan.unit_size)

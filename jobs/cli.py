@@ -26,6 +26,9 @@ _TYPER_INTERRUPTED = 130
 
 _STOPPED = "stopped; run the same command again to go on from what is done"
 
+#: What typer returns when a command ends in `KeyboardInterrupt`.
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Fit steers for generative models by activation transport, and apply them.",
     epilog="With --debug, an error shows where in the code it came from.",

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -14,7 +14,7 @@ from pipeline.errors import DamagedRunError, LossError, RunBusyError, StoreError
 from pipeline.fit import fit as fit_maps
 from pipeline.folder import RunFolder
 from pipeline.ledger import Ledger
-from pipeline.plan import make_plan, settle
+from pipeline.plan import check_free, make_plan, settle
 from pipeline.store import ActivationStore
 from pipeline.workers import AbstractWorkers, InProcessWorkers
 from schemas import files, record
@@ -74,20 +74,26 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
     with stages.stage("plan"):
         job = read_job(spec)
         planned, checkpoint = make_plan(job, spec.parent, cache)
-    with _locked(folder):
-        settled = settle(planned, folder)
-        _lay_out(folder, settled, job.located(spec.parent), spec.read_bytes())
-        store, ledger = ActivationStore(folder.activations, settled), Ledger(folder, settled)
-        store.create()
-        receipts, missing = ledger.split(settled.units())
+    check_free(folder, planned)
+    with _locked(folder), ExitStack() as stack:
+        receipts, missing = Ledger(folder, planned).split(planned.units())
+        workers = _workers(planned, folder)
         if missing:
             with stages.stage("model"):
                 checkpoint.prepare()
-            receipts += _extract(_workers(settled, folder), settled, missing, receipts, stages)
+            with stages.stage("workers"):  # before anything is written: a model that cannot be loaded leaves no run
+                stack.enter_context(workers)
+        settle(planned, folder)
+        _lay_out(folder, planned, job.located(spec.parent), spec.read_bytes())
+        if missing:
+            receipts += _extract(workers, planned, missing, receipts, stages)
+        stack.close()
         _announce(receipts, stages)
-        steer = load(folder.steer) if folder.steer.exists() else _fit(settled, folder, receipts, stages)
-        timings = _keep_timings(folder, settled, stages, sum(unit.num_prompts for unit in missing))
-    return Fitted(settled, steer, receipts, timings)
+        if folder.steer.exists():
+            return Fitted(planned, load(folder.steer), receipts, _read_timings(folder))
+        steer = _fit(planned, folder, receipts, stages)
+        timings = _keep_timings(folder, planned, stages, sum(unit.num_prompts for unit in missing))
+    return Fitted(planned, steer, receipts, timings)
 
 
 def _workers(plan: Plan, folder: RunFolder) -> AbstractWorkers:
@@ -105,15 +111,12 @@ def _extract(
     landed: list[Receipt] = []
     losses = _Losses(plan)
     losses.update(done)
-    with ExitStack() as stack:
-        with stages.stage("workers"):
-            stack.enter_context(workers)
-        finished = sum(receipt.num_prompts for receipt in done)
-        with stages.stage("extract", plan.num_prompts, finished, "prompts"):
-            for receipt in workers.extract(missing):
-                landed.append(receipt)
-                stages.advance("extract", receipt.num_prompts)
-                losses.update([receipt])
+    finished = sum(receipt.num_prompts for receipt in done)
+    with stages.stage("extract", plan.num_prompts, finished, "prompts"):
+        for receipt in workers.extract(missing):
+            landed.append(receipt)
+            stages.advance("extract", receipt.num_prompts)
+            losses.update([receipt])
     return landed
 
 
@@ -129,9 +132,11 @@ def _fit(plan: Plan, folder: RunFolder, receipts: Sequence[Receipt], stages: Sta
 
 
 def _lay_out(folder: RunFolder, plan: Plan, located: Job, spec: bytes) -> None:
-    """Writes what a run needs besides its plan: the spec as it was given, and each side's prompts by unit."""
+    """Writes what a run needs besides its plan: the spec as it was given, each side's prompts by unit, the store."""
     folder.make()
-    files.publish(folder.spec, spec)
+    ActivationStore(folder.activations, plan).create()
+    if not folder.spec.exists() or folder.spec.read_bytes() != spec:
+        files.publish(folder.spec, spec)
     for name in SIDES:
         path, wanted = folder.prompts(name), plan.side(name).fingerprint
         if not path.exists():
@@ -145,10 +150,14 @@ def _lay_out(folder: RunFolder, plan: Plan, located: Job, spec: bytes) -> None:
 
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
-    """A context in which no other process works on the run. The lock ends with the process, however that ends."""
+    """A context in which no other process works on the run. The lock ends with the process, however that ends.
+
+    A folder that was made for the lock alone goes again when nothing came of the run.
+    """
+    made = not folder.root.exists()
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        file = folder.lock.open("w")
+        file = folder.lock.open("a")
     except OSError as exc:
         raise StoreError(str(folder.root), exc.strerror or str(exc)) from exc
     with file:
@@ -156,7 +165,14 @@ def _locked(folder: RunFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise RunBusyError(str(folder.root)) from exc
-        yield
+        try:
+            yield
+        finally:
+            if not folder.plan.exists():
+                folder.lock.unlink(missing_ok=True)
+                if made:
+                    with suppress(OSError):  # it holds something after all
+                        folder.root.rmdir()
 
 
 @final
@@ -194,9 +210,18 @@ def _announce(receipts: Sequence[Receipt], stages: Stages) -> None:
 
 def _keep_timings(folder: RunFolder, plan: Plan, stages: Stages, num_prompts: int) -> Timings:
     """Adds this start's times to those of earlier ones."""
-    before = record.load(Timings, folder.timings.read_bytes()) if folder.timings.exists() else Timings()
+    before = _read_timings(folder)
     names = [*before.stages, *(name for name in stages.seconds if name not in before.stages)]
     summed = {name: before.stages.get(name, 0.0) + stages.seconds.get(name, 0.0) for name in names}
     timings = Timings(summed, plan.spec["compute"]["workers"], before.prompts + num_prompts)
     files.publish(folder.timings, record.dump(timings))
     return timings
+
+
+def _read_timings(folder: RunFolder) -> Timings:
+    try:
+        return record.load(Timings, folder.timings.read_bytes())
+    except FileNotFoundError:
+        return Timings()
+    except record.RecordError as exc:
+        raise DamagedRunError(str(folder.timings), str(exc), "delete it and run the same command again") from exc

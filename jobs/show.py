@@ -116,7 +116,7 @@ def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
     }
 
 
-def fit_page(fitted: "Fitted", run: Path) -> Text:
+def fit_page(fitted: "Fitted", run: Path) -> Group:
     """Returns a finished fit for a person."""
     facts = fit_facts(fitted, run)
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
@@ -132,7 +132,7 @@ def fit_page(fitted: "Fitted", run: Path) -> Text:
     )
 
 
-def status_page(status: "Status") -> Text:
+def status_page(status: "Status") -> Group:
     """Returns the state of a run for a person."""
     rate = status.prompts_done / status.worker_seconds if status.worker_seconds else 0.0
     return _pairs(
@@ -188,8 +188,8 @@ def _sites(plan: Plan) -> Table:
     return table
 
 
-def _pairs(*rows: tuple[str, str]) -> Text:
+def _pairs(*rows: tuple[str, str]) -> Group:
     """Returns lines of a name and a value, none of them broken: a value may be a path to be copied."""
     width = 2 + max(len(name) for name, _ in rows)
     lines = [Text.assemble((name.ljust(width), "bold"), visible(value)) for name, value in rows]
-    return Text("\n", no_wrap=True, overflow="ignore").join(lines)
+    return Group(Text("\n", no_wrap=True, overflow="ignore").join(lines))

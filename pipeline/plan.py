@@ -69,20 +69,33 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
     return plan, checkpoint
 
 
-def settle(plan: Plan, folder: RunFolder) -> Plan:
-    """Writes the plan of a new run, or returns the one that the run already has when it is the same.
+def check_free(folder: RunFolder, plan: Plan) -> None:
+    """Checks that a folder is missing, empty, or a run of the same plan.
+
+    Raises:
+        OtherPlanError: It holds a run of another plan, or other things; names what differs.
+    """
+    if folder.plan.exists():
+        _check_same(folder, plan)
+    elif folder.root.is_dir():
+        for name in sorted(path.name for path in folder.root.iterdir() if not path.name.startswith(".")):
+            raise OtherPlanError(str(folder.root), f"it holds {name} but no plan.json")
+
+
+def settle(plan: Plan, folder: RunFolder) -> None:
+    """Writes the plan of a new run; a run that exists keeps its own, which must be the same.
 
     Raises:
         OtherPlanError: The folder holds a run of another plan; names what differs.
     """
-    strangers = sorted({path.name for path in folder.root.iterdir() if not path.name.startswith(".")})
-    if strangers and not folder.plan.exists():
-        raise OtherPlanError(str(folder.root), f"it holds {strangers[0]} but no plan.json")
     if not files.publish_first(folder.plan, record.dump(plan)):
-        earlier = read_plan(folder)
-        if earlier.fingerprint != plan.fingerprint:
-            raise OtherPlanError(str(folder.root), difference(earlier, plan))
-    return plan
+        _check_same(folder, plan)
+
+
+def _check_same(folder: RunFolder, plan: Plan) -> None:
+    earlier = read_plan(folder)
+    if earlier.fingerprint != plan.fingerprint:
+        raise OtherPlanError(str(folder.root), difference(earlier, plan))
 
 
 def read_plan(folder: RunFolder) -> Plan:

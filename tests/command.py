@@ -3,6 +3,7 @@
 Importing torch and transformers takes seconds, so one process imports them and forks for every command.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -103,6 +104,7 @@ def _serve() -> None:
     import pipeline.models.causal_lm  # noqa: F401
     from jobs.cli import main
 
+    gc.freeze()  # a collection in the child would copy every page that it looks at
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -117,10 +119,10 @@ def _end(command: Callable[[], NoReturn]) -> NoReturn:
     try:
         command()
     except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
         sys.stdout.flush()
         sys.stderr.flush()
-        assert isinstance(end.code, int)
-        os._exit(end.code)
+        os._exit(code)
 
 
 def _become(arguments: list[str], cwd: str, streams: list[str]) -> None:

@@ -7,7 +7,6 @@ from typing import Any, final
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -93,8 +92,9 @@ class CausalLMCheckpoint(AbstractCheckpoint):
 
     def survey(self, hookpoints: str | tuple[str, ...], rule: PackingRule, device: str) -> Survey:
         """Dry run of a full micro-batch, on fake tensors; on the real weights where the model reads values."""
-        if rule.template == "chat":
-            _check_template(self._tokenizer(), self._spec.path)
+        tokenizer = self._tokenizer()
+        if rule.template == "chat" and not tokenizer.chat_template:
+            raise TemplateError(self._place)
         try:
             with FakeTensorMode():
                 return _survey(self._skeleton(), hookpoints, rule)
@@ -116,25 +116,30 @@ class CausalLMCheckpoint(AbstractCheckpoint):
     def _load(self) -> transformers.PreTrainedModel:
         with quiet():
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(
+                model, found = transformers.AutoModelForCausalLM.from_pretrained(
                     self.location,
                     dtype=self._dtype,
                     use_safetensors=True,
                     trust_remote_code=False,
                     local_files_only=True,
+                    output_loading_info=True,
                 )
-            except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as exc:
+            except Exception as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
+        for name in sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+            raise ModelLoadError(str(self.location), f"its weights lack {name}")
         return model.eval().requires_grad_(requires_grad=False)
 
     def _skeleton(self) -> transformers.PreTrainedModel:
         """The model without its weights, when fake tensors are on."""
         with quiet():
             try:
-                config = transformers.AutoConfig.from_pretrained(self._folder, **self._gguf())
-                model = transformers.AutoModelForCausalLM.from_config(config, dtype=self._dtype)
-            except (OSError, ValueError, KeyError, ImportError) as exc:
-                raise ModelLoadError(str(self._folder), files.first_line(exc)) from exc
+                config = transformers.AutoConfig.from_pretrained(self._folder, trust_remote_code=False, **self._gguf())
+                model = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=self._dtype, trust_remote_code=False
+                )
+            except Exception as exc:
+                raise ModelLoadError(self._place, files.first_line(exc)) from exc
         return model.eval().requires_grad_(requires_grad=False)
 
     def _tokenizer(self) -> transformers.PreTrainedTokenizerBase:
@@ -142,10 +147,17 @@ class CausalLMCheckpoint(AbstractCheckpoint):
         with quiet():
             try:
                 return transformers.AutoTokenizer.from_pretrained(
-                    self.location if converted else self._folder, **({} if converted else self._gguf())
+                    self.location if converted else self._folder,
+                    trust_remote_code=False,
+                    **({} if converted else self._gguf()),
                 )
-            except (OSError, ValueError, KeyError, ImportError) as exc:
-                raise ModelLoadError(str(self._folder), files.first_line(exc)) from exc
+            except Exception as exc:
+                raise ModelLoadError(self._place, files.first_line(exc)) from exc
+
+    @property
+    def _place(self) -> str:
+        """The folder, or the GGUF file, as messages name it."""
+        return str(self._folder / self._spec.gguf_file) if self._spec.gguf_file else str(self._folder)
 
     def _gguf(self) -> dict[str, str]:
         return {} if self._spec.gguf_file is None else {"gguf_file": self._spec.gguf_file}
@@ -292,13 +304,10 @@ def _padded(length: int) -> int:
 def _templated(tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[str], template: str) -> list[str]:
     if template == "plain":
         return list(prompts)
+    if not tokenizer.chat_template:
+        raise TemplateError(str(tokenizer.name_or_path))
     wrap: Callable[..., Any] = tokenizer.apply_chat_template
     return [
         str(wrap([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False))
         for prompt in prompts
     ]
-
-
-def _check_template(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> None:
-    if not tokenizer.chat_template:
-        raise TemplateError(path)

@@ -33,7 +33,7 @@ class ActivationStore:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self._path, self._plan = path, plan
-        self._read: dict[SideName, "zarr.Array[Any]"] = {}
+        self._read: dict[SideName, zarr.Array[Any]] = {}
 
     def create(self) -> None:
         """Lays out both arrays at full size. Called once, by the planner; an array that exists is left as it is."""
@@ -125,6 +125,9 @@ class ActivationStore:
 
     def _open(self, name: SideName, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
         try:
-            return zarr.open_array(store=LocalStore(self._path, read_only=mode == "r"), path=name, mode=mode)
+            store = LocalStore(self._path, read_only=mode == "r")
+            # Else a unit without a single sample would have no shard. As an argument it is not heeded.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                return zarr.open_array(store=store, path=name, mode=mode)
         except (FileNotFoundError, ValueError) as exc:
             raise DamagedRunError(str(self._path / name), f"it cannot be opened ({exc})") from exc

@@ -14,26 +14,44 @@ from tests.jobs.runs import SOURCES, write_spec
 
 
 @pytest.fixture
-def refused(actmap, llama, tmp_path):
-    """Returns the sentence with which `plan` and `fit` refuse a spec; neither may leave a trace."""
+def refused_spec(actmap, tmp_path):
+    """Returns the sentence with which `plan` and `fit` refuse a file; neither may leave a trace."""
 
-    def check(model: Path = llama, gguf_file: str | None = None, **changes) -> str:
-        section = {"kind": "causal-lm", "path": str(model), "gguf_file": gguf_file}
-        spec = write_spec(tmp_path, section, **changes)
-        return refused_spec(spec)
-
-    def refused_spec(spec: Path) -> str:
+    def check(spec: Path) -> str:
         before = sorted(tmp_path.rglob("*"))
-        planned, fitted = (
-            actmap("plan", spec, cwd=tmp_path),
-            actmap("fit", spec, "--run", tmp_path / "run", cwd=tmp_path),
-        )
+        planned = actmap("plan", spec, cwd=tmp_path)
+        fitted = actmap("fit", spec, "--run", tmp_path / "run", cwd=tmp_path)
         assert (planned.code, fitted.code) == (2, 2)
         assert planned.refusal == fitted.refusal
         assert sorted(tmp_path.rglob("*")) == before
         return planned.refusal
 
-    check.spec = refused_spec
+    return check
+
+
+@pytest.fixture
+def refused(refused_spec, llama, tmp_path):
+    """Returns the sentence with which a spec with some changes is refused."""
+
+    def check(model: Path = llama, gguf_file: str | None = None, **changes) -> str:
+        section = {"kind": "causal-lm", "path": str(model), "gguf_file": gguf_file}
+        return refused_spec(write_spec(tmp_path, section, **changes))
+
+    return check
+
+
+@pytest.fixture
+def refused_by_fit(actmap, tmp_path):
+    """As `refused`, for what only loading the weights shows: `plan` does not load them."""
+
+    def check(model: Path) -> str:
+        spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(model)})
+        before = sorted(tmp_path.rglob("*"))
+        fitted = actmap("fit", spec, "--run", tmp_path / "run", cwd=tmp_path)
+        assert fitted.code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        return str(fitted.err.splitlines()[-1])
+
     return check
 
 
@@ -81,17 +99,17 @@ def test_an_unknown_key_of_a_section_is_named_with_its_line_and_the_nearest_one(
         (b"name: a\0b", "it is not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_spec(refused, tmp_path, text, words):
+def test_a_file_that_is_no_spec(refused_spec, tmp_path, text, words):
     path = tmp_path / "broken.yaml"
     path.write_bytes(text)
-    sentence = refused.spec(path)
+    sentence = refused_spec(path)
     assert sentence.startswith(str(path))
     assert words in sentence
 
 
-def test_a_spec_that_is_not_there_or_is_a_folder(refused, tmp_path):
-    assert "No such file or directory" in refused.spec(tmp_path / "none.yaml")
-    assert "Is a directory" in refused.spec(tmp_path)
+def test_a_spec_that_is_not_there_or_is_a_folder(refused_spec, tmp_path):
+    assert "No such file or directory" in refused_spec(tmp_path / "none.yaml")
+    assert "Is a directory" in refused_spec(tmp_path)
 
 
 def test_a_missing_prompt_file(refused, tmp_path):
@@ -191,20 +209,20 @@ def test_a_model_whose_weights_are_cut_short(refused, model_copy, kept):
     assert "cannot be loaded" in sentence
 
 
-def test_a_model_that_lacks_a_weight(refused, model_copy):
+def test_a_model_that_lacks_a_weight(refused_by_fit, model_copy):
     path = model_copy / "model.safetensors"
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, path, metadata={"format": "pt"})
-    assert "model.layers.1.mlp.up_proj.weight" in refused(model_copy)
+    assert "model.layers.1.mlp.up_proj.weight" in refused_by_fit(model_copy)
 
 
-def test_a_model_with_a_weight_of_another_shape(refused, model_copy):
+def test_a_model_with_a_weight_of_another_shape(refused_by_fit, model_copy):
     path = model_copy / "model.safetensors"
     save_file(
         load_file(path) | {"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 3)}, path, metadata={"format": "pt"}
     )
-    assert "model.layers.1.mlp.up_proj.weight" in refused(model_copy)
+    assert "model.layers.1.mlp.up_proj.weight" in refused_by_fit(model_copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -293,7 +311,7 @@ def test_prompts_longer_than_max_tokens_are_cut_counted_and_said(actmap, llama, 
     spec = write_spec(tmp_path, model, source=side, compute=compute)
     done = actmap("fit", spec, "--run", tmp_path / "run", "--json")
     assert (done.code, done.json["truncated"], done.json["quarantined"]) == (0, 2, 0)
-    assert "2 prompts were longer than max_tokens and cut to it" in done.err
+    assert "2 prompts were longer than max_tokens and were cut to it" in done.err
     again = actmap("fit", spec, "--run", tmp_path / "run")
     assert "2 cut to max_tokens" in again.out
     assert actmap("status", tmp_path / "run", "--json").json["truncated"] == 2
