@@ -15,15 +15,15 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from schemas.events import Advanced, Event, Listener, Notice, StageFinished, StageStarted
 
 _LABELS = {
-    "plan": "plan: check spec, prompts and model",
+    "plan": "check spec, prompts, model",
     "model": "prepare the model",
     "workers": "start workers",
     "extract": "run prompts",
@@ -44,7 +44,8 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Returns the rate, or nothing for work that is not counted."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} {task.fields['unit']}/s" if speed and task.fields["unit"] else "")
+        digits = 0 if speed and speed >= 100 else 1
+        return Text(f"{speed:,.{digits}f} {task.fields['unit']}/s" if speed and task.fields["unit"] else "")
 
 
 @contextmanager
@@ -53,11 +54,10 @@ def shown(console: Console) -> Iterator[Listener]:
     bars = Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
     )
     tasks: dict[str, TaskID] = {}

@@ -123,11 +123,17 @@ class CausalLMCheckpoint(AbstractCheckpoint):
                     trust_remote_code=False,
                     local_files_only=True,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,
                 )
             except Exception as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
-        for name in sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+        # transformers goes on with random numbers where a weight is missing or of another shape.
+        for name in sorted(found["missing_keys"]):
             raise ModelLoadError(str(self.location), f"its weights lack {name}")
+        for name, has, wants in sorted(found["mismatched_keys"]):
+            raise ModelLoadError(
+                str(self.location), f"{name} has the shape {list(has)}, its config wants {list(wants)}"
+            )
         return model.eval().requires_grad_(requires_grad=False)
 
     def _skeleton(self) -> transformers.PreTrainedModel:
