@@ -121,5 +121,5 @@ def _check_weights(steer: Steer, model: nn.Module | Any) -> None:  # noqa: ANN40
     if found != wanted:
         raise OtherModelError(
             f"its weights have the fingerprint {found[:12]}, those that the steer was fitted on {wanted[:12]}; "
-            "pass weights='any' if it is a finetune of the same model"
+            "pass weights='any' (--weights any) if it is a finetune of the same model"
         )

@@ -1,6 +1,7 @@
 """The fingerprint of a model in memory: do these maps belong to these weights?"""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,16 +20,25 @@ def fingerprint(model: nn.Module | Any) -> str:  # noqa: ANN401
     weight.
 
     Args:
-        model: A module, or a diffusers pipeline: then its denoiser.
+        model: A module, or a diffusers pipeline: then the modules among its components, text encoders and image
+            decoder included, each parameter's name beginning with the component's.
     """
-    module = model if isinstance(model, nn.Module) else getattr(model, "unet", None) or model.transformer
     seen = hashlib.sha256()
     with torch.no_grad():
-        for name, parameter in sorted(module.named_parameters()):
+        for name, parameter in sorted(_parameters(model), key=lambda pair: pair[0]):
             seen.update(f"{name}{tuple(parameter.shape)}".encode())
             if not parameter.is_meta:
                 seen.update(_sample(parameter))
     return seen.hexdigest()
+
+
+def _parameters(model: nn.Module | Any) -> Iterator[tuple[str, nn.Parameter]]:  # noqa: ANN401
+    if isinstance(model, nn.Module):
+        yield from model.named_parameters()
+        return
+    for component, part in model.components.items():
+        if isinstance(part, nn.Module):
+            yield from part.named_parameters(prefix=component)
 
 
 def _sample(parameter: torch.Tensor) -> bytes:

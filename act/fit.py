@@ -89,12 +89,13 @@ def fit_steer(
 def site_card(site: Site, transport: TransportMap, source: Marginal) -> SiteCard:
     """Returns the line of the card that says what a map does to the law it was fitted on."""
     spread = source.variance.sqrt()
-    moved = transport.displacement(source) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    moving = spread > 0
+    moved = transport.displacement(source)[moving] / spread[moving]
     return SiteCard(
         hookpoint=site.hookpoint,
         module_type=site.module_type,
         width=site.width,
-        displacement=float(moved.mean()),
+        displacement=float(moved.mean()) if len(moved) else 0.0,
         transported=float(transport.transported(source).mean()),
     )
 

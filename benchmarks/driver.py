@@ -64,7 +64,12 @@ class IdleWorkers(AbstractWorkers):
     """One idle worker in this process."""
 
     def __init__(self, plan: Plan, root: Path) -> None:
-        self._extractor = IdleExtractor(plan, root)
+        self._plan, self._extractor = plan, IdleExtractor(plan, root)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan whose units it runs."""
+        return self._plan
 
     def __enter__(self) -> Self:
         """There is nothing to start."""
@@ -114,8 +119,8 @@ def _of_units(plan: Plan, count: int) -> Plan:
 def _stamps(workers: AbstractWorkers, plan: Plan) -> list[Stamp]:
     """Runs the loop of `jobs.fit` with a progress bar, as the command line does; one stamp a unit."""
     stamps: list[Stamp] = []
-    with Path(os.devnull).open("w") as nowhere, shown(Console(file=nowhere, force_terminal=True)) as listen:
-        fit._extract(workers, plan, list(plan.units()), [], Stages(_stamping(listen, stamps)))
+    with Path(os.devnull).open("w") as nowhere, shown(Console(file=nowhere, force_terminal=True)) as listen, workers:
+        fit._extract(workers, list(plan.units()), [], [], Stages(_stamping(listen, stamps)))
     return stamps
 
 

@@ -13,8 +13,8 @@ from schemas import record
 from schemas.timings import Timings
 
 UNIT_SIZE = 32
-NUM_PROMPTS = {Effort.USUAL: 192, Effort.LONG: 512}
-PAIRS = {Effort.USUAL: 3, Effort.LONG: 7}
+NUM_PROMPTS = {Effort.USUAL: 256, Effort.LONG: 512}
+PAIRS = {Effort.USUAL: 3, Effort.LONG: 5}
 
 
 @final

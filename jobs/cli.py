@@ -106,15 +106,18 @@ def generate(
     """Generate at each strength, side by side."""
     import act
     from jobs import generate as job
+    from pipeline.machine import pick_device
     from pipeline.models import Sampling
 
-    strengths = strength or ([0.0, 0.5, 1.0] if steer else [0.0])
+    strengths = list(dict.fromkeys(strength or ([0.0, 0.5, 1.0] if steer else [0.0])))
     job.check(prompt, strengths, steer)
-    place = job.find_device(device)
+    place = pick_device(device)
     loaded = act.load(steer) if steer else None
     source = job.load_model(model, dtype, place, default_cache())
     sampling = Sampling(new_tokens, repetition_penalty, temperature, template, seed)
-    rows = show.generation_rows(list(job.generate(source, loaded, prompt, strengths, sampling, weights)), to)
+    rows = show.generation_rows(
+        list(job.generate(source, loaded, list(dict.fromkeys(prompt)), strengths, sampling, weights)), to
+    )
     _print(show.as_json({"generations": rows}) if as_json else show.as_text(show.generations_page(rows)))
 
 

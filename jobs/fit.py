@@ -1,12 +1,14 @@
 """Fitting a steer from a spec: plan, extract, fit, save. The same call on the same folder resumes."""
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from act.errors import SteerFileError, SteerNotFoundError
 from act.steer import Steer, load
 from jobs.stages import Stages
 from pipeline import prompts
@@ -85,15 +87,13 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
                 stack.enter_context(workers)
         settle(planned, folder)
         _lay_out(folder, planned, job.located(spec.parent), spec.read_bytes())
-        if missing:
-            receipts += _extract(workers, planned, missing, receipts, stages)
-        stack.close()
-        _announce(receipts, stages)
-        if folder.steer.exists():
-            return Fitted(planned, load(folder.steer), receipts, _read_timings(folder))
-        steer = _fit(planned, folder, receipts, stages)
-        timings = _keep_timings(folder, planned, stages, sum(unit.num_prompts for unit in missing))
-    return Fitted(planned, steer, receipts, timings)
+        with _timed(folder, planned, stages) as landed:
+            _extract(workers, missing, receipts, landed, stages)
+            stack.close()
+            receipts += landed
+            _announce(receipts, stages)
+            steer = _find_steer(folder, planned) or _fit(planned, folder, receipts, stages)
+    return Fitted(planned, steer, receipts, _read_timings(folder))
 
 
 def _workers(plan: Plan, folder: RunFolder) -> AbstractWorkers:
@@ -105,19 +105,37 @@ def _workers(plan: Plan, folder: RunFolder) -> AbstractWorkers:
 
 
 def _extract(
-    workers: AbstractWorkers, plan: Plan, missing: Sequence[Unit], done: Sequence[Receipt], stages: Stages
-) -> list[Receipt]:
-    """Runs the missing units; returns their receipts. Stops as soon as more prompts are lost than the spec allows."""
-    landed: list[Receipt] = []
-    losses = _Losses(plan)
+    workers: AbstractWorkers, missing: Sequence[Unit], done: Sequence[Receipt], landed: list[Receipt], stages: Stages
+) -> None:
+    """Runs the missing units, and adds their receipts to `landed`.
+
+    Raises:
+        LossError: More prompts are lost than the spec allows, now or in an earlier start.
+    """
+    losses = _Losses(workers.plan)
     losses.update(done)
+    if not missing:
+        return
     finished = sum(receipt.num_prompts for receipt in done)
-    with stages.stage("extract", plan.num_prompts, finished, "prompts"):
+    with stages.stage("extract", workers.plan.num_prompts, finished, "prompts"):
         for receipt in workers.extract(missing):
             landed.append(receipt)
             stages.advance("extract", receipt.num_prompts)
             losses.update([receipt])
-    return landed
+
+
+def _find_steer(folder: RunFolder, plan: Plan) -> Steer | None:
+    """Returns the steer of an earlier start, if there is one."""
+    if not folder.steer.exists():
+        return None
+    redo = "delete this folder and run the same command again"
+    try:
+        steer = load(folder.steer)
+    except (SteerFileError, SteerNotFoundError) as exc:
+        raise DamagedRunError(str(folder.steer), str(exc), redo) from exc
+    if steer.card.plan != plan.fingerprint:
+        raise DamagedRunError(str(folder.steer), "it is the steer of another plan", redo)
+    return steer
 
 
 def _fit(plan: Plan, folder: RunFolder, receipts: Sequence[Receipt], stages: Stages) -> Steer:
@@ -163,7 +181,9 @@ def _locked(folder: RunFolder) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+            if os.fstat(file.fileno()).st_ino != folder.lock.stat().st_ino:
+                raise RunBusyError(str(folder.root))  # another process took the file away between our two calls
+        except (BlockingIOError, FileNotFoundError) as exc:
             raise RunBusyError(str(folder.root)) from exc
         try:
             yield
@@ -203,19 +223,32 @@ def _announce(receipts: Sequence[Receipt], stages: Stages) -> None:
     truncated = sum(receipt.num_truncated for receipt in receipts)
     lost = sum(len(receipt.quarantined) for receipt in receipts)
     if truncated:
-        stages.notice(f"{truncated} prompts were longer than max_tokens and were cut to it")
+        stages.notice(f"{_prompts(truncated)} longer than max_tokens and cut to it")
     if lost:
-        stages.notice(f"{lost} prompts gave no activation and were left out; the receipts say which and why")
+        stages.notice(f"{_prompts(lost)} left out for giving no activation; the receipts say which and why")
 
 
-def _keep_timings(folder: RunFolder, plan: Plan, stages: Stages, num_prompts: int) -> Timings:
-    """Adds this start's times to those of earlier ones."""
-    before = _read_timings(folder)
-    names = [*before.stages, *(name for name in stages.seconds if name not in before.stages)]
-    summed = {name: before.stages.get(name, 0.0) + stages.seconds.get(name, 0.0) for name in names}
-    timings = Timings(summed, plan.spec["compute"]["workers"], before.prompts + num_prompts)
-    files.publish(folder.timings, record.dump(timings))
-    return timings
+def _prompts(count: int) -> str:
+    return "1 prompt was" if count == 1 else f"{count} prompts were"
+
+
+@contextmanager
+def _timed(folder: RunFolder, plan: Plan, stages: Stages) -> Iterator[list[Receipt]]:
+    """A context that gives a list for receipts that land, and adds this start's times to those of earlier ones.
+
+    Also when it fails: what a start cost counts. A start that finds everything done costs nothing, and writes nothing.
+    """
+    landed: list[Receipt] = []
+    try:
+        yield landed
+    finally:
+        if landed or "fit" in stages.seconds:
+            before = _read_timings(folder)
+            names = [*before.stages, *(name for name in stages.seconds if name not in before.stages)]
+            summed = {name: before.stages.get(name, 0.0) + stages.seconds.get(name, 0.0) for name in names}
+            num_prompts = before.prompts + sum(receipt.num_prompts for receipt in landed)
+            timings = Timings(summed, plan.spec["compute"]["workers"], num_prompts)
+            files.publish(folder.timings, record.dump(timings))
 
 
 def _read_timings(folder: RunFolder) -> Timings:

@@ -1,21 +1,17 @@
 """Generating with a steer at several strengths, side by side."""
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import torch
-
 import act
 from act.errors import StrengthError
 from act.steer import Steer
 from jobs.errors import EmptyPromptError, NoSteerError
-from pipeline.errors import DeviceError, ModelNotFoundError
-from pipeline.machine import pick_device
+from pipeline.errors import ModelNotFoundError
 from pipeline.models import AbstractModel, Sampling, open_checkpoint
 from schemas.job import CausalLM, TextToImage
 
@@ -54,18 +50,6 @@ def check(prompts: Sequence[str], strengths: Sequence[float], steer: Path | None
             raise StrengthError(strength)
         if strength != 0 and steer is None:
             raise NoSteerError(strength)
-
-
-def find_device(wanted: str) -> str:
-    """Returns the device that ``auto`` means here, or the one that was asked for.
-
-    Raises:
-        DeviceError: This machine lacks it, or there is none of that name.
-    """
-    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,4}))?", wanted)
-    if match is None or (wanted.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count()):
-        raise DeviceError(wanted)
-    return pick_device(wanted)
 
 
 def load_model(path: str, dtype: Dtype, device: str, cache: Path) -> AbstractModel:

@@ -29,8 +29,6 @@ _LABELS = {
     "extract": "run prompts",
     "fit": "fit maps",
     "save": "write the steer",
-    "generate": "generate",
-    "report": "write the report",
 }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from act.steer import CARD
 from pipeline.folder import RunFolder
 from pipeline.ledger import Ledger
 from pipeline.plan import read_plan
@@ -54,7 +55,7 @@ def status(run: Path) -> Status:
     folder = RunFolder(run)
     plan = read_plan(folder)
     receipts, missing = Ledger(folder, plan).split(plan.units())
-    there = folder.steer.is_dir()
+    there = (folder.steer / CARD).is_file()
     return Status(
         name=plan.spec["name"],
         state="done" if there else "extracting" if missing else "fitting",

@@ -47,17 +47,28 @@ class RayWorkers(AbstractWorkers):
 
     def __init__(self, plan: Plan, root: Path) -> None:
         compute = plan.spec["compute"]
-        self._arguments = plan, root.resolve()
+        self._plan, self._root = plan, root.resolve()
         self._address, self._num_workers = compute["address"], compute["workers"]
         self._threads, self._gpus = compute["threads"], 0 if plan.numerics.device == "cpu" else 1
         self._stack = contextlib.ExitStack()
         self._ray: ModuleType | None = None
         self._actors: list[Any] = []
 
+    @property
+    def plan(self) -> Plan:
+        """The plan whose units they run."""
+        return self._plan
+
     def __enter__(self) -> Self:
-        """Starts or joins Ray and the actors, and waits until their models are loaded."""
+        """Starts or joins Ray and the actors, and waits until their models are loaded.
+
+        Raises:
+            ClusterError: Ray cannot be started or joined, or lacks the cores or GPUs for these workers.
+            WorkerLostError: A worker died while it loaded the model.
+        """
         with self._stack:
             self._ray = self._stack.enter_context(_ray(self._address, self._num_workers * self._threads))
+            self._check_room()
             self._actors = [self._start() for _ in range(self._num_workers)]
             self._stack.callback(self._kill)
             self._await_ready()
@@ -80,7 +91,7 @@ class RayWorkers(AbstractWorkers):
             place, unit = running.pop(done[0])
             try:
                 yield ray.get(done[0])
-            except ray.exceptions.RayActorError as exc:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as exc:
                 attempts[unit] += 1
                 if attempts[unit] >= ATTEMPTS:
                     raise WorkerLostError(str(unit), attempts[unit], type(exc).__name__) from exc
@@ -100,6 +111,8 @@ class RayWorkers(AbstractWorkers):
         """Starts a new actor for a dead one; returns the other units that died with it, which were not at fault."""
         lost = [ref for ref, (at, _) in running.items() if at == place]
         units = [running.pop(ref)[1] for ref in lost]
+        assert self._ray is not None
+        self._ray.kill(self._actors[place])  # it may only be out of reach, and would keep its cores
         self._actors[place] = self._start()
         return units
 
@@ -115,7 +128,7 @@ class RayWorkers(AbstractWorkers):
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": environment},
-        ).remote(*self._arguments)
+        ).remote(self._plan, self._root)
 
     def _await_ready(self) -> None:
         ray = self._ray
@@ -124,8 +137,19 @@ class RayWorkers(AbstractWorkers):
             ray.get([actor.ready.remote() for actor in self._actors])
         except ray.exceptions.RayTaskError as exc:
             raise _own(exc) from exc
-        except ray.exceptions.RayActorError as exc:
-            raise _own(exc) from exc
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as exc:
+            raise WorkerLostError("loading the model", 1, type(exc).__name__) from exc
+
+    def _check_room(self) -> None:
+        """Actors that find no room would wait for it for ever."""
+        assert self._ray is not None
+        there = self._ray.cluster_resources()
+        for kind, each in (("CPU", self._threads), ("GPU", self._gpus)):
+            wanted, found = each * self._num_workers, int(there.get(kind, 0))
+            if wanted > found:
+                raise ClusterError(
+                    self._address, f"{self._num_workers} workers need {wanted} {kind}s and it has {found}; take fewer"
+                )
 
     def _kill(self) -> None:
         assert self._ray is not None
@@ -161,7 +185,7 @@ def _ray(address: str, num_cpus: int) -> Iterator["ModuleType"]:
         try:
             with _sigterm_kept():
                 ray.init(**options, log_to_driver=False, configure_logging=True, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as exc:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as exc:
             raise ClusterError(address, str(exc).splitlines()[0]) from exc
         stack.callback(ray.shutdown)
         yield ray

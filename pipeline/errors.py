@@ -11,6 +11,7 @@ PipelineError
 │   ├── ModelNotFoundError   FileNotFoundError  there is no model at that place, or it has no weights
 │   ├── ModelLoadError                          the model's files cannot be loaded
 │   ├── TemplateError                           the model has no chat template
+│   ├── PromptLengthError                       max_tokens is more than the model has positions for
 │   ├── DeviceError                             this machine lacks the device
 │   ├── MemoryPlanError                         one worker cannot hold the model and a unit
 │   ├── QuotaError                              the activations would pass the quota
@@ -176,6 +177,26 @@ class TemplateError(InputError):
         return f"the tokenizer of {self.path} has no chat template, which template: chat needs; write template: plain"
 
 
+class PromptLengthError(InputError):
+    """The spec lets prompts grow longer than the model has positions for.
+
+    Args:
+        path: The model.
+        max_tokens: What the spec allows.
+        limit: Positions that the model has.
+    """
+
+    def __init__(self, path: str, max_tokens: int, limit: int) -> None:
+        super().__init__(path, max_tokens, limit)
+        self.path, self.max_tokens, self.limit = path, max_tokens, limit
+
+    def __str__(self) -> str:
+        return (
+            f"compute.max_tokens is {self.max_tokens}, but the model at {self.path} has positions for {self.limit} "
+            f"tokens; write max_tokens: {self.limit} or less"
+        )
+
+
 class DeviceError(InputError):
     """This machine lacks the device."""
 
@@ -184,7 +205,10 @@ class DeviceError(InputError):
         self.device = device
 
     def __str__(self) -> str:
-        return f"the device is to be {self.device!r}, but torch finds no such device here; write auto or cpu"
+        return (
+            f"the device is to be {self.device!r}, which is not here, or has a number although Ray deals out the GPUs; "
+            "write auto or cpu"
+        )
 
 
 class MemoryPlanError(InputError):

@@ -1,11 +1,13 @@
 """What this machine has, and the class of bits that it computes."""
 
 import os
+import re
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from pipeline.errors import DeviceError
 from schemas.plan import Numerics
 
 #: Packages whose version may change an activation.
@@ -15,10 +17,17 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 def pick_device(wanted: str) -> str:
-    """Returns the device that ``auto`` means here, or the one that was asked for."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Returns the device that ``auto`` means here, or the one that was asked for.
+
+    Raises:
+        DeviceError: This machine lacks it, or there is none of that name.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,4}))?", wanted)
+    if match is None or (wanted != "cpu" and int(match[1] or 0) >= torch.cuda.device_count()):
+        raise DeviceError(wanted)
+    return wanted
 
 
 def numerics(device: str, dtype: str, threads: int, attention: str) -> Numerics:

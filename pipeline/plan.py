@@ -42,7 +42,8 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
     """
     located = job.located(base)
     device = machine.pick_device(job.compute.device)
-    _check_device(device)
+    if job.compute.workers and device.startswith("cuda:"):
+        raise DeviceError(device)
     source, target = fingerprint(located.source), fingerprint(located.target)
     checkpoint = open_checkpoint(located.model, cache)
     rule = PackingRule(job.template, job.compute.max_tokens, job.compute.batch_tokens)
@@ -131,13 +132,6 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(device)
 
 
 def _numerics(job: Job, device: str, attention: str) -> Numerics:

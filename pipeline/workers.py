@@ -13,6 +13,11 @@ from schemas.receipt import Receipt
 class AbstractWorkers(ABC):
     """Runs units, each by one worker, and yields their receipts as they land; leaving the context ends the workers."""
 
+    @property
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The plan whose units they run."""
+
     @abstractmethod
     def __enter__(self) -> Self:
         """Starts the workers and loads their models."""
@@ -39,6 +44,11 @@ class InProcessWorkers(AbstractWorkers):
         self._plan, self._root = plan, root
         self._extractor: Extractor | None = None
 
+    @property
+    def plan(self) -> Plan:
+        """The plan whose units it runs."""
+        return self._plan
+
     def __enter__(self) -> Self:
         """Loads the model."""
         self._extractor = Extractor(self._plan, self._root)
@@ -51,7 +61,6 @@ class InProcessWorkers(AbstractWorkers):
 
     def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """Runs the units one after the other."""
-        if self._extractor is None:
-            raise AssertionError("units run inside the context")
+        assert self._extractor is not None, "units run inside the context"
         for unit in units:
             yield self._extractor.extract(unit)

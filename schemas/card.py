@@ -21,7 +21,7 @@ class SiteCard:
         hookpoint: Name of the site, ``module[:output][@step]``.
         module_type: Class name of the module.
         width: Number of neurons.
-        displacement: Mean over neurons of ``mean |T(a) - a| / sd(a)`` over the source law.
+        displacement: Mean over neurons of ``mean |T(a) - a| / sd(a)`` over the source law, of neurons with spread.
         transported: Share of the source law's samples that lie inside the support.
     """
 

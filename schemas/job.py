@@ -4,6 +4,7 @@
 lines, `schemas.refusal` words what is refused. A field's `description` ends the sentence "wanted …".
 """
 
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -35,9 +36,8 @@ from schemas.refusal import refusal
 __all__ = ["CausalLM", "Compute", "Job", "Linear", "Mean", "Range", "Side", "SpecError", "TextToImage", "read_job"]
 
 MAX_SPEC_DEPTH = 16
-
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")  #: a model on the hub, org/name
 PADDING = 16  #: micro-batches are padded to a multiple of this many tokens
-
 _UNITS = {"B": 1} | {f"{p}{s}": b**n for s, b in (("iB", 1024), ("B", 1000)) for n, p in enumerate("KMGT", start=1)}
 
 
@@ -160,7 +160,7 @@ class TextToImage(_Section):
     guidance: Annotated[Number, Field(ge=0, description="a number, at least 0")] = 0.0
     height: CountOrNone = None
     width: CountOrNone = None
-    seed: Whole = 0
+    seed: Annotated[Whole, Field(ge=0, le=2**62, description="a whole number from 0 to 2**62")] = 0
 
 
 def _percentiles_in_order(pair: tuple[float, float]) -> tuple[float, float]:
@@ -260,10 +260,10 @@ class Job(_Section):
         return pooling
 
     def located(self, base: Path) -> "Job":
-        """Returns the job with absolute paths; a model that is no folder under `base` stays: it may be a hub id."""
-        folder = Path(base, self.model.path).absolute()
-        path = str(folder) if "://" not in self.model.path and folder.is_dir() else self.model.path
-        model = self.model.model_copy(update={"path": path})
+        """Returns the job with absolute paths; a hub id that is no folder under `base` stays."""
+        folder = Path(base, os.path.expanduser(self.model.path)).absolute()
+        stays = not folder.is_dir() and HUB_ID.fullmatch(self.model.path)
+        model = self.model.model_copy(update={"path": self.model.path if stays else str(folder)})
         sides = {"source": self.source.located(base), "target": self.target.located(base)}
         return self.model_copy(update={"model": model, **sides})
 

@@ -70,7 +70,7 @@ class TransportMap:
         return torch.where(inside, (wide * scale).add_(shift), wide).to(x.dtype)
 
     def at(self, strength: float) -> "TransportMap":
-        """Returns the map already blended with the identity: ``T.at(s)(x)`` is ``T(x, s)``."""
+        """Returns the map already blended: ``T.at(s)(x)`` is ``T(x, s)``, for a float64 `x` up to float32."""
         return TransportMap(*_blend(self.scale, self.shift, strength), self.low, self.high)
 
     def to(self, device: torch.device | str) -> "TransportMap":

@@ -1,6 +1,6 @@
 """Causal language models, through transformers: from a folder, a hub id, or a GGUF file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +15,7 @@ from act.clock import AbstractClock, StillClock
 from act.errors import ActError
 from act.hookpoint import modules_of, select
 from act.pooling import TokenSpans
-from pipeline.errors import ModelLoadError, TemplateError
+from pipeline.errors import ModelLoadError, PromptLengthError, TemplateError
 from pipeline.models import files
 from pipeline.models.gguf import dequantise
 from pipeline.models.interface import (
@@ -28,14 +28,10 @@ from pipeline.models.interface import (
     Survey,
 )
 from pipeline.models.live_bytes import LiveBytes
+from pipeline.models.packing import encode, fill, pad, padded, position_limit, templated
 from pipeline.models.quiet import quiet
 from schemas.job import CausalLM
 from schemas.plan import ModelFacts
-
-#: Padded lengths are multiples of this: float32 bits were then seen not to depend on the other rows.
-PAD_TO = 16
-
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja", "added_tokens.json")
 
 
 @final
@@ -52,20 +48,19 @@ class CausalLMCheckpoint(AbstractCheckpoint):
 
     def __init__(self, spec: CausalLM, cache: Path) -> None:
         self._spec = spec
-        self._folder = files.find_folder(spec.path, spec.revision)
+        self._folder = files.find_folder(spec.path, spec.revision, spec.gguf_file)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._cache = cache.resolve()
         if spec.gguf_file is None:
             files.require(self._folder, "config.json")
-            self._files = [*files.weight_files(self._folder), self._folder / "config.json", *self._tokenizer_files()]
+            self._files = [*files.weight_files(self._folder), *files.setting_files(self._folder)]
         else:
             self._files = [files.require(self._folder, spec.gguf_file)]
 
     @cached_property
     def facts(self) -> ModelFacts:
         """Counts come from the configuration, the fingerprint from the files."""
-        with FakeTensorMode():
-            skeleton = self._skeleton()
+        _, skeleton = self._skeleton
         tensors = [*skeleton.parameters(), *skeleton.buffers()]
         return ModelFacts(
             kind="causal-lm",
@@ -76,14 +71,15 @@ class CausalLMCheckpoint(AbstractCheckpoint):
 
     @property
     def location(self) -> Path:
-        """The folder itself, or that of the dequantised copy."""
-        return self._folder if self._spec.gguf_file is None else self._cache / f"gguf-{self.facts.fingerprint[:32]}"
+        """The folder itself, or that of the dequantised copy, which another transformers would write otherwise."""
+        if self._spec.gguf_file is None:
+            return self._folder
+        return self._cache / f"gguf-{self.facts.fingerprint[:32]}-transformers-{transformers.__version__}"
 
     @property
     def attention(self) -> str:
         """The attention implementation that this version of transformers chooses."""
-        with FakeTensorMode():
-            return str(self._skeleton().config._attn_implementation)  # it has no public name
+        return str(self._skeleton[1].config._attn_implementation)  # it has no public name
 
     def prepare(self) -> None:
         """Dequantises a GGUF file, once for all runs."""
@@ -91,18 +87,28 @@ class CausalLMCheckpoint(AbstractCheckpoint):
             dequantise(self._folder, self._spec.gguf_file, self.location)
 
     def survey(self, hookpoints: str | tuple[str, ...], rule: PackingRule, device: str) -> Survey:
-        """Dry run of a full micro-batch, on fake tensors; on the real weights where the model reads values."""
+        """Dry run of a full micro-batch, on fake tensors; on the real weights where the model reads values.
+
+        Raises:
+            TemplateError: The tokenizer has no chat template, and the rule wants one.
+            PromptLengthError: The rule lets prompts have more tokens than the model has positions.
+            HookpointNotFoundError: A preset or pattern matches no module.
+        """
         tokenizer = self._tokenizer()
         if rule.template == "chat" and not tokenizer.chat_template:
             raise TemplateError(self._place)
+        mode, skeleton = self._skeleton
+        limit = position_limit(skeleton.config)
+        if limit is not None and rule.max_tokens > limit:
+            raise PromptLengthError(self._place, rule.max_tokens, limit)
         try:
-            with FakeTensorMode():
-                return _survey(self._skeleton(), hookpoints, rule)
+            with mode:
+                return _survey(skeleton, hookpoints, rule)
         except ActError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
             self.prepare()
-            return _survey(self._load().to(device), hookpoints, rule)
+            return _survey(self._load(device), hookpoints, rule)
 
     def load(self, device: str) -> "CausalLMModel":
         """Loads the model.
@@ -111,9 +117,9 @@ class CausalLMCheckpoint(AbstractCheckpoint):
             ModelLoadError: transformers cannot.
         """
         self.prepare()
-        return CausalLMModel(self._load().to(device), self._tokenizer())
+        return CausalLMModel(self._load(device), self._tokenizer())
 
-    def _load(self) -> transformers.PreTrainedModel:
+    def _load(self, device: str) -> transformers.PreTrainedModel:
         with quiet():
             try:
                 model, found = transformers.AutoModelForCausalLM.from_pretrained(
@@ -125,6 +131,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
+                model = model.to(device)
             except Exception as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
         # transformers goes on with random numbers where a weight is missing or of another shape.
@@ -136,9 +143,11 @@ class CausalLMCheckpoint(AbstractCheckpoint):
             )
         return model.eval().requires_grad_(requires_grad=False)
 
-    def _skeleton(self) -> transformers.PreTrainedModel:
-        """The model without its weights, when fake tensors are on."""
-        with quiet():
+    @cached_property
+    def _skeleton(self) -> tuple[FakeTensorMode, transformers.PreTrainedModel]:
+        """The model without its weights, and the mode in which it can be run."""
+        mode = FakeTensorMode()
+        with quiet(), mode:
             try:
                 config = transformers.AutoConfig.from_pretrained(self._folder, trust_remote_code=False, **self._gguf())
                 model = transformers.AutoModelForCausalLM.from_config(
@@ -146,7 +155,7 @@ class CausalLMCheckpoint(AbstractCheckpoint):
                 )
             except Exception as exc:
                 raise ModelLoadError(self._place, files.first_line(exc)) from exc
-        return model.eval().requires_grad_(requires_grad=False)
+        return mode, model.eval().requires_grad_(requires_grad=False)
 
     def _tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         converted = self.location.is_dir()
@@ -167,9 +176,6 @@ class CausalLMCheckpoint(AbstractCheckpoint):
 
     def _gguf(self) -> dict[str, str]:
         return {} if self._spec.gguf_file is None else {"gguf_file": self._spec.gguf_file}
-
-    def _tokenizer_files(self) -> list[Path]:
-        return [path for pattern in _TOKENIZER_FILES for path in self._folder.glob(pattern)]
 
 
 @final
@@ -199,11 +205,11 @@ class CausalLMModel(AbstractModel):
         return StillClock()
 
     def pack(self, prompts: Sequence[str | None], place: int, rule: PackingRule) -> Packed:
-        """Sorts prompts by length and fills micro-batches up to `batch_tokens`, padded on the right to `PAD_TO`."""
-        tokens, num_truncated = self._encode(prompts, rule)
+        """Sorts prompts by length and fills micro-batches up to `batch_tokens`, padded on the right."""
+        tokens, num_truncated = encode(self._tokenizer, prompts, rule)
         order = sorted((row for row, ids in enumerate(tokens) if ids), key=lambda row: (len(tokens[row]), row))
         lengths = [len(ids) for ids in tokens]
-        filled = _fill(order, lengths, rule.batch_tokens)
+        filled = fill(order, [padded(length, self._limit) for length in lengths], rule.batch_tokens)
         batches = tuple(self._batch(rows, [tokens[row] for row in rows]) for rows in filled)
         return Packed(batches, tuple(lengths), num_truncated)
 
@@ -215,7 +221,7 @@ class CausalLMModel(AbstractModel):
     @torch.inference_mode()
     def generate(self, prompt: str, sampling: Sampling) -> str:
         """Returns the continuation of a prompt, without the prompt."""
-        text = _templated(self._tokenizer, [prompt], sampling.template)[0]
+        text = templated(self._tokenizer, [prompt], sampling.template)[0]
         encoded = self._tokenizer(text, return_tensors="pt", add_special_tokens=sampling.template == "plain")
         encoded = encoded.to(self._model.device)
         chosen: dict[str, Any] = {"do_sample": False}
@@ -233,36 +239,17 @@ class CausalLMModel(AbstractModel):
             )
         return str(self._tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
 
+    @cached_property
+    def _limit(self) -> int | None:
+        return position_limit(self._model.config)
+
     @property
     def _pad(self) -> int:
         pad = self._tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
-    def _encode(self, prompts: Sequence[str | None], rule: PackingRule) -> tuple[list[list[int]], int]:
-        real = [row for row, prompt in enumerate(prompts) if prompt]
-        tokens: list[list[int]] = [[] for _ in prompts]
-        if not real:
-            return tokens, 0
-        texts = _templated(self._tokenizer, [prompts[row] or "" for row in real], rule.template)
-        special = rule.template == "plain"
-        with quiet():
-            whole = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
-            long = [place for place, ids in enumerate(whole) if len(ids) > rule.max_tokens]
-            for place in long:
-                whole[place] = self._tokenizer(
-                    texts[place], add_special_tokens=special, truncation=True, max_length=rule.max_tokens
-                )["input_ids"]
-        for row, ids in zip(real, whole, strict=True):
-            tokens[row] = ids
-        return tokens, len(long)
-
     def _batch(self, rows: Sequence[int], tokens: Sequence[list[int]]) -> MicroBatch:
-        width = _padded(max(map(len, tokens)))
-        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for place, row in enumerate(tokens):
-            ids[place, : len(row)] = torch.tensor(row)
-            mask[place, : len(row)] = 1
+        ids, mask = pad(tokens, padded(max(map(len, tokens)), self._limit), self._pad)
         device = self._model.device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         return MicroBatch(tuple(rows), inputs, TokenSpans.from_mask(mask).to(device))
@@ -273,10 +260,10 @@ def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
     model(**inputs, use_cache=False, logits_to_keep=1)
 
 
-def _survey(model: nn.Module, hookpoints: str | tuple[str, ...], rule: PackingRule) -> Survey:
+def _survey(model: transformers.PreTrainedModel, hookpoints: str | tuple[str, ...], rule: PackingRule) -> Survey:
     modules = modules_of(model)
     chosen = select(hookpoints, modules)
-    width = _padded(rule.max_tokens)
+    width = padded(rule.max_tokens, position_limit(model.config))
     shape, device = (max(1, rule.batch_tokens // width), width), next(model.parameters()).device
     inputs = {
         "input_ids": torch.zeros(shape, dtype=torch.long, device=device),
@@ -289,31 +276,3 @@ def _survey(model: nn.Module, hookpoints: str | tuple[str, ...], rule: PackingRu
             run(model, inputs)
 
     return Survey(discover(modules, chosen, forward, tokens=width), (), live.peak)
-
-
-def _fill(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Cuts rows sorted by length into batches whose padded size is at most `batch_tokens`."""
-    batches: list[list[int]] = []
-    for row in order:
-        size = _padded(lengths[row])
-        if batches and (len(batches[-1]) + 1) * size <= batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def _padded(length: int) -> int:
-    return -(-length // PAD_TO) * PAD_TO
-
-
-def _templated(tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[str], template: str) -> list[str]:
-    if template == "plain":
-        return list(prompts)
-    if not tokenizer.chat_template:
-        raise TemplateError(str(tokenizer.name_or_path))
-    wrap: Callable[..., Any] = tokenizer.apply_chat_template
-    return [
-        str(wrap([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False))
-        for prompt in prompts
-    ]

@@ -1,31 +1,42 @@
 """Checkpoints as files: where they lie, what they weigh, and the hash of their bytes."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors
 
 from pipeline.errors import ModelLoadError, ModelNotFoundError
+from schemas.job import HUB_ID
+
+#: Files that may change how a model reads or computes, besides its weights.
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
 _BLOCK = 4 << 20
 
 
-def find_folder(path: str, revision: str | None) -> Path:
+def find_folder(path: str, revision: str | None, gguf_file: str | None = None) -> Path:
     """Returns the folder of a model: `path` itself, or the local copy of a hub id, fetched if need be.
+
+    Args:
+        path: A path or a hub id. What may be a hub id is one: whether the folder that the process runs in holds such a
+            path plays no part, so a spec means the same everywhere.
+        revision: Branch, tag or commit of a hub id.
+        gguf_file: The one file to fetch; None fetches the settings and the safetensors.
 
     Raises:
         ModelNotFoundError: It is neither.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    if not HUB_ID.fullmatch(path):
+        folder = Path(os.path.expanduser(path))
+        if folder.is_dir():
+            return folder.resolve()
         raise ModelNotFoundError(path, "there is no such folder, and it is no hub id (org/name)")
     import huggingface_hub  # slow to import, and only for hub ids
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["*.json", "*.safetensors", "*.gguf", "*.model", "*.txt", "*.jinja"]
+    wanted = [*SETTINGS, "*.safetensors"] if gguf_file is None else [gguf_file]
     try:
         return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
@@ -53,6 +64,11 @@ def weight_files(folder: Path) -> list[Path]:
         except (safetensors.SafetensorError, OSError) as exc:
             raise ModelLoadError(str(path), first_line(exc)) from exc
     return found
+
+
+def setting_files(folder: Path) -> list[Path]:
+    """Returns the regular files of a folder that match `SETTINGS`, sorted by name."""
+    return sorted(path for pattern in SETTINGS for path in folder.glob(pattern) if path.is_file())
 
 
 def hash_files(paths: Iterable[Path], root: Path) -> str:

@@ -18,9 +18,6 @@ INDEX = "model_index.json"
 #: Names under which a component's weights are looked for. Variants such as `model.fp16.safetensors` are not loaded.
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
-#: What else of a component enters the fingerprint.
-_SETTINGS = ("*.json", "*.txt", "*.model")
-
 
 @final
 @dataclass(frozen=True)
@@ -49,8 +46,22 @@ class PipelineFolder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of the index and of the components' settings and weights."""
-        settings = {path for folder in self._components for pattern in _SETTINGS for path in folder.glob(pattern)}
+        settings = {path for folder in self._components for path in files.setting_files(folder)}
         return files.hash_files({self.root / INDEX, *settings, *self.weights}, self.root)
+
+    @cached_property
+    def classes(self) -> Mapping[str, tuple[str, str]]:
+        """Library and class of each component that has weights, by the component's name, as the index has them.
+
+        Raises:
+            ModelLoadError: The index names no class.
+        """
+        index = _read(self.root / INDEX)
+        found = {folder.name: index[folder.name] for folder in self._components if (folder / "config.json").is_file()}
+        for name, value in found.items():
+            if len(value) != 2 or not all(isinstance(part, str) for part in value):
+                raise ModelLoadError(str(self.root), f"{INDEX} names no library and class of {name!r}")
+        return {name: (library, kind) for name, (library, kind) in found.items()}
 
     @cached_property
     def counts(self) -> Mapping[str, int]:

@@ -22,6 +22,7 @@ from act.errors import ClockError
 from act.hookpoint import Hookpoint, modules_of, select
 from pipeline.errors import ModelLoadError
 from pipeline.models import files
+from pipeline.models.components import load_components
 from pipeline.models.interface import (
     AbstractCheckpoint,
     AbstractModel,
@@ -125,21 +126,20 @@ class TextToImageCheckpoint(AbstractCheckpoint):
         """Loads the pipeline.
 
         Raises:
-            ModelLoadError: diffusers cannot.
+            ModelLoadError: diffusers cannot, or the weights lack a tensor.
         """
         with _quiet():
             try:
                 pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                    self.location, dtype=self._dtype, use_safetensors=True, local_files_only=True
-                )
+                    self.location, local_files_only=True, **load_components(self._folder, self._dtype)
+                ).to(device)
+            except ModelLoadError:
+                raise
             except (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError, AttributeError) as exc:
                 raise ModelLoadError(str(self.location), files.first_line(exc)) from exc
             except SafetensorError as exc:
                 raise ModelLoadError(str(self.location), f"its weights are damaged ({files.first_line(exc)})") from exc
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.eval().requires_grad_(requires_grad=False)
-        return TextToImageModel(pipeline.to(device), self._spec)
+        return TextToImageModel(pipeline, self._spec)
 
 
 @final

@@ -95,13 +95,19 @@ def test_odd_parameters_are_no_trouble() -> None:
     assert len(fingerprint(nn.Identity())) == 64
 
 
-def test_of_a_pipeline_it_is_that_of_the_denoiser() -> None:
-    denoiser = nn.Linear(3, 3)
+class Pipeline:
+    """What of a diffusers pipeline counts: its components, by name."""
 
-    class UnetPipeline:
-        unet = denoiser
+    def __init__(self, **components: Any) -> None:
+        self.components = components
 
-    class TransformerPipeline:
-        transformer = denoiser
 
-    assert fingerprint(UnetPipeline()) == fingerprint(TransformerPipeline()) == fingerprint(denoiser)
+def test_of_a_pipeline_every_module_counts_whatever_their_order() -> None:
+    unet, encoder = nn.Linear(3, 3), nn.Linear(2, 2)
+    found = fingerprint(Pipeline(unet=unet, text_encoder=encoder, scheduler=object(), text_encoder_2=None))
+    assert found == fingerprint(Pipeline(text_encoder=encoder, unet=unet))
+    other = copy.deepcopy(encoder)
+    other.weight.data += 1
+    assert fingerprint(Pipeline(unet=unet, text_encoder=other)) != found
+    assert fingerprint(Pipeline(unet=unet)) != found
+    assert fingerprint(Pipeline(unet=encoder, text_encoder=unet)) != found

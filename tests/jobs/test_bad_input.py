@@ -1,63 +1,14 @@
-"""Bad input through the command line: the exit code, one sentence, and nothing written."""
+"""Bad specs and prompts through the command line: the exit code, one sentence, and nothing written."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.jobs.runs import SOURCES, write_spec
-
-
-@pytest.fixture
-def refused_spec(actmap, tmp_path):
-    """Returns the sentence with which `plan` and `fit` refuse a file; neither may leave a trace."""
-
-    def check(spec: Path) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        planned = actmap("plan", spec, cwd=tmp_path)
-        fitted = actmap("fit", spec, "--run", tmp_path / "run", cwd=tmp_path)
-        assert (planned.code, fitted.code) == (2, 2)
-        assert planned.refusal == fitted.refusal
-        assert sorted(tmp_path.rglob("*")) == before
-        return planned.refusal
-
-    return check
-
-
-@pytest.fixture
-def refused(refused_spec, llama, tmp_path):
-    """Returns the sentence with which a spec with some changes is refused."""
-
-    def check(model: Path = llama, gguf_file: str | None = None, **changes) -> str:
-        section = {"kind": "causal-lm", "path": str(model), "gguf_file": gguf_file}
-        return refused_spec(write_spec(tmp_path, section, **changes))
-
-    return check
-
-
-@pytest.fixture
-def refused_by_fit(actmap, tmp_path):
-    """As `refused`, for what only loading the weights shows: `plan` does not load them."""
-
-    def check(model: Path) -> str:
-        spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(model)})
-        before = sorted(tmp_path.rglob("*"))
-        fitted = actmap("fit", spec, "--run", tmp_path / "run", cwd=tmp_path)
-        assert fitted.code == 2
-        assert sorted(tmp_path.rglob("*")) == before
-        return str(fitted.err.splitlines()[-1])
-
-    return check
-
-
-@pytest.fixture
-def model_copy(llama, tmp_path):
-    return Path(shutil.copytree(llama, tmp_path / "model"))
 
 
 def write_rows(path: Path, texts: list[str | None]) -> dict[str, str]:
@@ -172,7 +123,7 @@ def test_the_chat_template_of_a_model_that_has_none(refused):
 def test_a_device_that_is_not_there(refused):
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    assert "torch finds no such device here; write auto or cpu" in refused(compute={"device": "cuda"})
+    assert "which is not here" in refused(compute={"device": "cuda"})
 
 
 def test_activations_that_pass_the_quota(refused):
@@ -181,82 +132,6 @@ def test_activations_that_pass_the_quota(refused):
 
 def test_a_worker_that_would_need_more_memory_than_there_is(refused):
     assert "a worker needs" in refused(compute={"batch_tokens": 10**9})
-
-
-def test_a_model_that_is_not_there(refused, tmp_path):
-    assert f"no model at {tmp_path / 'none'}" in refused(tmp_path / "none")
-    assert "no model at nobody/nothing" in refused(Path("nobody/nothing"))
-
-
-def test_a_model_folder_without_weights(refused, model_copy):
-    (model_copy / "model.safetensors").unlink()
-    assert f"no model at {model_copy}: it holds no weights" in refused(model_copy)
-
-
-def test_a_model_folder_with_pickled_weights_alone(refused, model_copy):
-    weights = load_file(model_copy / "model.safetensors")
-    (model_copy / "model.safetensors").unlink()
-    torch.save(weights, model_copy / "pytorch_model.bin")
-    assert "only pickled weights, which are not loaded" in refused(model_copy)
-
-
-@pytest.mark.parametrize("kept", [5, 2000, -4])
-def test_a_model_whose_weights_are_cut_short(refused, model_copy, kept):
-    path = model_copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    sentence = refused(model_copy)
-    assert f"the model at {model_copy}" in sentence
-    assert "cannot be loaded" in sentence
-
-
-def test_a_model_that_lacks_a_weight(refused_by_fit, model_copy):
-    path = model_copy / "model.safetensors"
-    weights = load_file(path)
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, path, metadata={"format": "pt"})
-    assert "model.layers.1.mlp.up_proj.weight" in refused_by_fit(model_copy)
-
-
-def test_a_model_with_a_weight_of_another_shape(refused_by_fit, model_copy):
-    path = model_copy / "model.safetensors"
-    save_file(
-        load_file(path) | {"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 3)}, path, metadata={"format": "pt"}
-    )
-    assert "model.layers.1.mlp.up_proj.weight" in refused_by_fit(model_copy)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@pytest.mark.parametrize("text", ["", "{}", "null"])
-def test_a_model_with_a_broken_file(refused, model_copy, name, text):
-    (model_copy / name).write_text(text)
-    sentence = refused(model_copy)
-    assert str(model_copy) in sentence
-    assert "cannot be loaded" in sentence
-
-
-def test_a_model_without_a_tokenizer(refused, model_copy):
-    for path in model_copy.glob("tokenizer*"):
-        path.unlink()
-    assert "tokenizer" in refused(model_copy)
-
-
-def test_a_model_that_wants_its_own_code_run(refused, model_copy):
-    config = json.loads((model_copy / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
-    (model_copy / "config.json").write_text(json.dumps(config))
-    assert "code" in refused(model_copy)
-
-
-@pytest.mark.parametrize("data", [None, b"", b"GGUF", b"not a gguf file at all, but long enough for its header"])
-def test_a_gguf_file_that_is_not_there_or_is_none(refused, actmap, model_copy, tmp_path, data):
-    if data is not None:
-        (model_copy / "a.gguf").write_bytes(data)
-    sentence = refused(model_copy, "a.gguf")
-    assert str(model_copy) in sentence
-    assert "a.gguf" in sentence
-    done = actmap("generate", "--model", model_copy / "a.gguf", "--prompt", "The")
-    assert done.code == 2
-    assert done.refusal == sentence
 
 
 def test_one_empty_prompt_in_few_stops_the_run_and_names_the_row(actmap, llama, tmp_path):
@@ -287,7 +162,7 @@ def test_a_raised_limit_leaves_empty_prompts_out_and_counts_them_everywhere(actm
     done = actmap("fit", spec, "--run", run, "--json")
     assert done.code == 0
     assert done.json["quarantined"] == 2
-    assert "2 prompts gave no activation and were left out" in done.err
+    assert "2 prompts were left out for giving no activation" in done.err
     assert actmap("status", run, "--json").json["quarantined"] == 2
     assert "2 left out" in actmap("status", run).out
     card = json.loads((run / "steer" / "steer.json").read_text())
@@ -311,7 +186,7 @@ def test_prompts_longer_than_max_tokens_are_cut_counted_and_said(actmap, llama, 
     spec = write_spec(tmp_path, model, source=side, compute=compute)
     done = actmap("fit", spec, "--run", tmp_path / "run", "--json")
     assert (done.code, done.json["truncated"], done.json["quarantined"]) == (0, 2, 0)
-    assert "2 prompts were longer than max_tokens and were cut to it" in done.err
+    assert "2 prompts were longer than max_tokens and cut to it" in done.err
     again = actmap("fit", spec, "--run", tmp_path / "run")
     assert "2 cut to max_tokens" in again.out
     assert actmap("status", tmp_path / "run", "--json").json["truncated"] == 2
@@ -337,82 +212,3 @@ def test_any_unicode_text_is_a_prompt(actmap, llama, tmp_path):
     done = actmap("fit", spec, "--run", tmp_path / "run", "--json")
     assert (done.code, done.json["prompts"] - 28, done.json["quarantined"]) == (0, len(MIXED), 0)
     assert actmap("report", tmp_path / "run").code == 0
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/run", "/dev/null/run"])
-def test_a_run_folder_that_cannot_be_written(actmap, llama, tmp_path, place):
-    (tmp_path / "file").write_text("in the way")
-    spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)})
-    before = sorted(tmp_path.rglob("*"))
-    done = actmap("fit", spec, "--run", tmp_path / place)
-    assert (done.code, done.out) == (74, "")
-    assert done.err.splitlines()[-1].startswith(f"actmap: {tmp_path / place} cannot be written: ")
-    assert "Traceback" not in done.err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_folder_with_something_else_in_it_is_left_alone(actmap, llama, tmp_path):
-    spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)})
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("mine")
-    done = actmap("fit", spec, "--run", tmp_path / "home")
-    assert done.code == 2
-    assert "thesis.txt" in done.refusal
-    assert "name a new folder" in done.refusal
-    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"pooling": "max"}, "pooling was mean and is max"),
-        ({"transport": {"method": "mean"}}, "transport.method was linear and is mean"),
-        ({"compute": {"unit_size": 5}}, "compute.unit_size was 8 and is 5"),
-        ({"source": {"limit": 7}}, "source.num_prompts was 40 and is 7"),
-        ({"hookpoints": "model.norm"}, "sites was"),
-        ({"template": "chat"}, "has no chat template"),
-    ],
-)
-def test_another_spec_on_the_folder_of_a_run_is_refused_and_says_what_differs(
-    actmap, llama, fitted, changes, words, tmp_path
-):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)}, **changes)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    done = actmap("fit", spec, "--run", run)
-    assert done.code == 2
-    assert words in done.refusal
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("command", ["status", "report"])
-def test_a_folder_that_holds_no_run(actmap, llama, tmp_path, command):
-    (tmp_path / "file").write_text("")
-    for place in (llama, tmp_path / "none", tmp_path / "file"):
-        done = actmap(command, place)
-        assert done.code == 2
-        assert f"no run at {place}" in done.refusal
-    assert not (llama / "report.html").exists()
-    assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("part", ["plan.json", "receipts/source/00000001.json", "timings.json"])
-@pytest.mark.parametrize("data", [b"", b"{}x", b"[]", b"\xff"])
-def test_a_damaged_record_of_a_run_is_named(actmap, fitted, tmp_path, part, data):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    (run / part).write_bytes(data)
-    commands = [("report", run), ("fit", fitted.parent / "spec.yaml", "--run", run), ("status", run)]
-    for command in commands[: 2 if part == "timings.json" else 3]:
-        done = actmap(*command)
-        assert (done.code, done.out) == (74, "")
-        assert f"{run / part} is damaged: " in done.err.splitlines()[-1]
-        assert "Traceback" not in done.err
-
-
-def test_a_report_of_a_run_without_a_steer(actmap, fitted, tmp_path):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    shutil.rmtree(run / "steer")
-    done = actmap("report", run)
-    assert done.code == 2
-    assert f"no steer at {run / 'steer'}" in done.refusal
-    assert actmap("status", run, "--json").json["state"] == "fitting"

@@ -191,3 +191,52 @@ def test_an_input_that_changes_after_planning_cannot_change_the_run(llama, tmp_p
         fit(spec, tmp_path / "run", tmp_path / "cache")
     saved = (tmp_path / "run" / "steer" / "steer.safetensors").read_bytes()
     assert hashlib.sha256(saved).hexdigest() == first.steer.card.tensors
+
+
+def test_a_run_that_lost_too_much_stays_refused_when_it_is_run_again(llama, tmp_path):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "rows.txt").write_text("one\n\nthree\n")
+    changes = {"source": {"path": str(tmp_path / "prompts")}}
+    for _ in range(2):
+        with pytest.raises(LossError, match="source row 1"):
+            run(tmp_path, {"kind": "causal-lm", "path": str(llama)}, **changes)
+    assert not (tmp_path / "run" / "steer").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "empty"])
+def test_a_damaged_steer_of_a_run_is_named_with_what_to_do(llama, tmp_path, damage):
+    run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
+    steer = tmp_path / "run" / "steer"
+    data = bytearray((steer / "steer.safetensors").read_bytes())
+    data[-1] ^= 1
+    (steer / "steer.safetensors").write_bytes(data)
+    if damage == "empty":
+        for path in steer.iterdir():
+            path.unlink()
+    with pytest.raises(DamagedRunError, match=r"run/steer is damaged.*delete this folder and run the same command"):
+        run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
+
+
+def test_the_cost_of_a_start_that_failed_counts(llama, tmp_path, monkeypatch):
+    model = {"kind": "causal-lm", "path": str(llama)}
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.workers.InProcessWorkers.extract", _stops_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, model)
+    resumed = run(tmp_path, model)
+    assert resumed.timings.prompts == len(SOURCES) + len(TARGETS)
+    assert resumed.timings.stages["extract"] > 0
+
+
+def _stops_after(count: int):
+    from pipeline.workers import InProcessWorkers
+
+    whole = InProcessWorkers.extract
+
+    def extract(self, units):
+        for number, receipt in enumerate(whole(self, units), start=1):
+            yield receipt
+            if number == count:
+                raise KeyboardInterrupt
+
+    return extract

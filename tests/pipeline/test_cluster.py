@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from jobs.status import status
-from pipeline.cluster import RayWorkers, _token_file
-from pipeline.errors import ModelLoadError, WorkerLostError
+from pipeline.cluster import RayWorkers, _ray, _token_file
+from pipeline.errors import ClusterError, ModelLoadError, WorkerLostError
 from pipeline.folder import RunFolder
 from pipeline.plan import read_plan
 from schemas.plan import Plan
@@ -155,3 +155,12 @@ def test_a_stopped_driver_resumes_to_the_same_bits(model, tmp_path, number):
     resumed = run(tmp_path, model, compute=RAY | {"unit_size": 1})
     undisturbed = run(tmp_path / "undisturbed", model, compute={"unit_size": 1})
     assert resumed.steer.card.tensors == undisturbed.steer.card.tensors
+
+
+def test_workers_that_find_no_room_are_refused_with_the_numbers(laid_out, tmp_path):
+    plan = two_workers(fresh(laid_out, tmp_path))
+    with _ray("local", 1) as ray:
+        workers = RayWorkers(plan, tmp_path / "run")
+        workers._ray = ray
+        with pytest.raises(ClusterError, match="2 workers need 2 CPUs and it has 1"):
+            workers._check_room()

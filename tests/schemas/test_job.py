@@ -251,6 +251,28 @@ def test_relative_paths_start_at_the_folder_of_the_spec(read, tmp_path):
     assert located.located(tmp_path / "elsewhere") == located
 
 
+@pytest.mark.parametrize("path", ["small", "./models/small", "a/b/c", "../small"])
+def test_a_model_path_that_is_no_hub_id_is_below_the_spec_even_if_nothing_is_there(read, tmp_path, path):
+    assert read(("models/small", path)).located(tmp_path).model.path == str(tmp_path / path)
+
+
+def test_a_model_in_the_home_folder(read, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert read(("models/small", "~/small")).located(tmp_path / "specs").model.path == str(tmp_path / "home/small")
+
+
+@pytest.mark.parametrize("seed", [0, 2**62])
+def test_seeds_of_images(read, seed):
+    changes = (("kind: causal-lm", "kind: text-to-image"), ("dtype: float32", f"seed: {seed}"))
+    assert read(*changes).model.seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**62 + 1])
+def test_seeds_that_torch_would_not_take_are_refused(refused, seed):
+    sentence = refused(("kind: causal-lm", "kind: text-to-image"), ("dtype: float32", f"seed: {seed}"))
+    assert sentence == f"spec.yaml line 3: 'model.seed' is {seed}; wanted a whole number from 0 to 2**62"
+
+
 def test_urls_and_hub_ids_stay(read, tmp_path):
     changes = [("models/small", "org/name"), ("data/comments.parquet", "['s3://b/a.pq', b.pq, /c.pq]")]
     located = read(*changes).located(tmp_path)

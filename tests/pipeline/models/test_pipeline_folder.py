@@ -1,11 +1,13 @@
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ModelLoadError, ModelNotFoundError
 from tests.pipeline.models.drawing import checkpoint_of, image_of, model_of
@@ -137,3 +139,44 @@ def test_an_unknown_class_is_refused_in_one_sentence(folders: Mapping[str, Path]
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "NoSuchPipeline"}))
     with pytest.raises(ModelLoadError, match="NoSuchPipeline"):
         model_of(copy)
+
+
+def _drop(weights: Path, key: str) -> None:
+    tensors = load_file(weights)
+    del tensors[key]
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "key"),
+    [
+        ("sdxl", "unet", "mid_block.resnets.0.conv1.weight"),
+        ("sdxl", "vae", "decoder.conv_out.bias"),
+        ("sdxl", "text_encoder_2", "text_projection.weight"),
+        ("flux", "transformer", "proj_out.weight"),
+        ("flux", "text_encoder_2", "encoder.final_layer_norm.weight"),
+    ],
+)
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(
+    folders: Mapping[str, Path], tmp_path: Path, name: str, component: str, key: str
+):
+    copy = shutil.copytree(folders[name], tmp_path / "copy")
+    (weights,) = (copy / component).glob("*.safetensors")
+    _drop(weights, key)
+    with pytest.raises(ModelLoadError) as caught:
+        model_of(copy)
+    assert f"{copy / component} cannot be loaded: its weights lack {key}" in str(caught.value)
+
+
+def test_a_component_of_a_foreign_library_is_not_imported(folders: Mapping[str, Path], tmp_path: Path):
+    copy = shutil.copytree(folders["sdxl"], tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"unet": ["antigravity", "UNet"]}))
+    with pytest.raises(ModelLoadError, match="antigravity has no model UNet"):
+        model_of(copy)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_device_that_torch_does_not_have_is_a_loading_error(folders: Mapping[str, Path]):
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        checkpoint_of(folders["sdxl"]).load("nowhere")
