@@ -61,7 +61,10 @@ def load_model(path: str, dtype: Dtype, device: str, cache: Path) -> AbstractMod
     """
     if not path:
         raise ModelNotFoundError("''", "the path is empty")
-    place = Path(path)
+    place = Path(path).expanduser()
+    if place.exists():  # else it may be a hub id, which a relative folder looks like
+        place = place.absolute()
+        path = str(place)
     spec: CausalLM | TextToImage
     if (place / "model_index.json").is_file():
         spec = TextToImage(kind="text-to-image", path=path, dtype=dtype)

@@ -165,3 +165,11 @@ def test_a_steer_of_another_hookpoint_names_the_nearest_of_the_model(generate, f
     done = generate("--steer", fitted / "steer", "--prompt", "x", "--weights", "any", model=gone)
     assert done.code == 2
     assert "it has no module 'model.layers.1.input_layernorm' (nearest: model.layers.0.input_layernorm" in done.refusal
+
+
+def test_a_relative_folder_that_looks_like_a_hub_id_is_the_folder(actmap, llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "models" / "small")
+    assert actmap("generate", "--model", "models/small", *FEW, "--prompt", "the sun", cwd=tmp_path).code == 0
+    done = actmap("generate", "--model", "models/none", *FEW, "--prompt", "the sun", cwd=tmp_path)
+    assert done.code == 2
+    assert "no model at models/none" in done.refusal
