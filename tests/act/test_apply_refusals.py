@@ -102,7 +102,7 @@ def test_other_weights_are_refused_and_a_finetune_let_through(steer: Steer) -> N
     found, wanted = fingerprint(finetune)[:12], steer.card.model_fingerprint[:12]
     assert found != wanted
     assert f"fingerprint {found}, those that the steer was fitted on {wanted}" in str(caught.value)
-    assert "pass weights='any' if it is a finetune of the same model" in str(caught.value)
+    assert "pass weights='any' (--weights any) if it is a finetune of the same model" in str(caught.value)
     plain = run(finetune)
     with act.apply(steer, finetune, weights="any"):
         assert not torch.equal(run(finetune), plain)

@@ -117,14 +117,8 @@ def test_an_error_of_a_worker_arrives_as_itself(laid_out, tmp_path, model):
         pass
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_driver_resumes_to_the_same_bits(model, tmp_path, number):
     spec = write_spec(tmp_path, model, compute=RAY | {"unit_size": 1})
     script = textwrap.dedent(
