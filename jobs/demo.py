@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cache import default_cache
+from jobs.exit_codes import exit_code, sentence
 from jobs.fit import Fitted, fit
 from jobs.generate import Generated, generate, load_model
 from jobs.progress import shown
@@ -61,7 +63,15 @@ def topic_words(texts: Sequence[str]) -> float:
 
 
 def main() -> None:
-    """Fits, generates, reports."""
+    """Runs the demo; what goes wrong is one sentence and an exit code, as on the command line."""
+    try:
+        _show()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the same seam as that of the command line
+        sys.stderr.write(f"actmap: {sentence(error)}\n")
+        sys.exit(exit_code(error))
+
+
+def _show() -> None:
     console, begin = Console(), time.perf_counter()
     console.print("actmap demo: a steer that turns SmolLM2-135M to music, fitted on 2 x 128 sentences", style="bold")
     with shown(Console(stderr=True)) as listen:
