@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import final
 
+import psutil
+
 from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
 from benchmarks.runs import Setting, scratch
 from schemas import record
@@ -15,6 +17,10 @@ from schemas.timings import Timings
 UNIT_SIZE = 32
 NUM_PROMPTS = {Effort.USUAL: 256, Effort.LONG: 512}
 PAIRS = {Effort.USUAL: 3, Effort.LONG: 5}
+
+_SHARED = (
+    "one process with two threads collapses when another process takes one of its cores: read no pair where one did"
+)
 
 
 @final
@@ -26,16 +32,19 @@ class Fit:
         extract: Its extract stage.
         start: Starting workers and loading models before it.
         command: The whole command.
+        others: Cores that other processes kept busy meanwhile, Ray's own among them.
     """
 
     extract: float
     start: float
     command: float
+    others: float
 
     def told(self, num_prompts: int) -> str:
         """Returns it in words, for a fit of so many prompts a side."""
         rate, extract, start = 2 * num_prompts / self.extract, self.extract, self.start
-        return f"{rate:.1f} prompts/s, {extract:.1f} s after a start of {start:.1f} s, {self.command:.1f} s in all"
+        told = f"{rate:.1f} prompts/s, {extract:.1f} s after a start of {start:.1f} s, {self.command:.1f} s in all"
+        return f"{told}, {self.others:.1f} cores busy with other processes"
 
 
 def measure(effort: Effort) -> list[Finding]:
@@ -49,7 +58,7 @@ def measure(effort: Effort) -> list[Finding]:
         )
     )
     title = "two workers on Ray / one process with two threads, prompts a second"
-    notes = [f"two workers: {two.told(count)}; one process: {one.told(count)}" for two, one in pairs]
+    notes = [_SHARED, *(f"two workers: {two.told(count)}; one process: {one.told(count)}" for two, one in pairs)]
     return [
         Finding(
             f"{title}, extract stage",
@@ -73,8 +82,14 @@ def fit(setting: Setting) -> Fit:
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     with scratch() as folder:
         command = [sys.executable, "-m", "jobs.cli", "fit", str(setting.write(folder)), "--run", str(folder / "run")]
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), _others_busy()
         subprocess.run(command, check=True, env=environment, capture_output=True)
-        seconds = time.perf_counter() - begin
+        seconds, others = time.perf_counter() - begin, _others_busy() - busy
         stages = record.load(Timings, (folder / "run" / "timings.json").read_bytes()).stages
-    return Fit(stages["extract"], stages["workers"], seconds)
+    return Fit(stages["extract"], stages["workers"], seconds, max(0.0, others / seconds))
+
+
+def _others_busy() -> float:
+    """CPU seconds of the machine since it started, less those of this process's own finished commands."""
+    machine, own = psutil.cpu_times(), os.times()
+    return machine.user + machine.system - own.children_user - own.children_system
