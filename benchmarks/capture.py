@@ -117,7 +117,7 @@ def _noise(bares: Sequence[Sequence[Cost]]) -> Finding:
 
 def _pack(extractor: Extractor, plan: Plan, run: RunFolder, unit: Unit) -> Packed:
     texts = Snapshot.open(run.prompts(unit.side)).unit(unit.index)
-    return extractor._model.pack(texts, unit.start, packing_rule(plan))
+    return extractor._model.pack(texts, unit.start, packing_rule(plan.spec))
 
 
 def _forward(extractor: Extractor, packed: Packed) -> None:

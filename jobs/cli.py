@@ -24,8 +24,6 @@ from schemas.events import Listener
 #: What typer returns for a command that a KeyboardInterrupt ended.
 _TYPER_INTERRUPTED = 130
 
-_STOPPED = "stopped; run the same command again to go on from what is done"
-
 #: What typer returns when a command ends in `KeyboardInterrupt`.
 _INTERRUPTED = 130
 
@@ -139,7 +137,8 @@ def main() -> NoReturn:
     except TyperException as error:
         _fail(f"{error.format_message().rstrip('.')}; see {_help_for(arguments)}", ExitCode.REFUSED)
     except (typer.Abort, KeyboardInterrupt):
-        _fail(_STOPPED, ExitCode.STOPPED)
+        stopped = KeyboardInterrupt()
+        _fail(sentence(stopped), exit_code(stopped))
     except Exception as error:  # noqa: BLE001 - the one seam where every error becomes one sentence and a code
         if debug:
             traceback.print_exc()

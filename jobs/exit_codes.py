@@ -4,6 +4,8 @@ from enum import IntEnum
 
 from jobs.errors import JobError
 
+_STOPPED = "stopped; run the same command again to go on from what is done"
+
 
 class ExitCode(IntEnum):
     """How a command ended."""
@@ -18,6 +20,8 @@ class ExitCode(IntEnum):
 
 def exit_code(error: BaseException) -> ExitCode:
     """Returns the exit code that an error stands for."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.STOPPED
     # Imported once something failed: `act` takes torch with it, and the help needs neither.
     from act.errors import ActError
     from pipeline.errors import InputError, LossError, ResumableError, StorageError
@@ -28,7 +32,7 @@ def exit_code(error: BaseException) -> ExitCode:
             return ExitCode.REFUSED
         case LossError():
             return ExitCode.TOO_MANY_LOST
-        case ResumableError() | KeyboardInterrupt():
+        case ResumableError():
             return ExitCode.STOPPED
         case StorageError() | OSError():
             return ExitCode.STORAGE_FAILED
@@ -38,6 +42,8 @@ def exit_code(error: BaseException) -> ExitCode:
 
 def sentence(error: BaseException) -> str:
     """Returns one sentence for a person."""
+    if isinstance(error, KeyboardInterrupt):
+        return _STOPPED
     from pipeline.errors import StorageError
 
     code = exit_code(error)

@@ -68,7 +68,7 @@ class Extractor:
     def _extract(self, unit: Unit) -> Receipt:
         begin = time.perf_counter()
         prompts = self._prompts[unit.side].unit(unit.index)
-        packed = self._model.pack(prompts, unit.start, packing_rule(self._plan))
+        packed = self._model.pack(prompts, unit.start, packing_rule(self._plan.spec))
         block = self._clear(unit)
         start = time.perf_counter()
         with _threads(self._plan.numerics.threads):

@@ -1,7 +1,9 @@
 """Planning: a job becomes a plan, checked against the model, the prompts and the machine before any work."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline import machine
 from pipeline.errors import (
@@ -22,10 +24,10 @@ from schemas.plan import CHUNK_NEURONS, SIDES, Memory, Numerics, Plan
 _FLOAT32 = 4
 
 
-def packing_rule(plan: Plan) -> PackingRule:
-    """Returns the rule by which a plan's units become micro-batches."""
-    compute = plan.spec["compute"]
-    return PackingRule(plan.spec["template"], compute["max_tokens"], compute["batch_tokens"])
+def packing_rule(spec: Mapping[str, Any]) -> PackingRule:
+    """Returns the rule by which units become micro-batches, from a plan's spec."""
+    compute = spec["compute"]
+    return PackingRule(spec["template"], compute["max_tokens"], compute["batch_tokens"])
 
 
 def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoint]:
@@ -46,11 +48,11 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
         raise DeviceError(device)
     source, target = fingerprint(located.source), fingerprint(located.target)
     checkpoint = open_checkpoint(located.model, cache)
-    rule = PackingRule(job.template, job.compute.max_tokens, job.compute.batch_tokens)
-    survey = checkpoint.survey(job.hookpoints, rule, device)
+    spec = job.model_dump(mode="json")
+    survey = checkpoint.survey(job.hookpoints, packing_rule(spec), device)
     plan = Plan(
         version=1,
-        spec=job.model_dump(mode="json"),
+        spec=spec,
         model=checkpoint.facts,
         location=str(checkpoint.location),
         numerics=_numerics(job, device, checkpoint.attention),

@@ -48,20 +48,38 @@ def publish_folder(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         FileExistsError: Something of that name exists and is no empty folder.
     """
+    with staged_folder(path) as temporary:
+        for name, data in files.items():
+            _write(temporary / name, data)
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A context that gives an empty folder beside `path`, which takes that name when the context ends well.
+
+    Whoever writes the files flushes them. What is left after a failure is removed.
+
+    Raises:
+        FileExistsError: Something of that name exists and is no empty folder.
+    """
     temporary = _partial(path)
     temporary.mkdir()
     try:
-        for name, data in files.items():
-            _write(temporary / name, data)
+        yield temporary
         sync(temporary)
+        _rename_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(path.parent)
+
+
+def _rename_folder(temporary: Path, path: Path) -> None:
+    try:
         os.replace(temporary, path)
     except OSError as exc:
         if exc.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from exc
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -1,11 +1,7 @@
 """GGUF files: dequantised once into a folder of safetensors, which loads five times faster."""
 
 import contextlib
-import errno
 import io
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +24,25 @@ def dequantise(folder: Path, gguf_file: str, to: Path) -> None:
     """
     if to.is_dir():
         return
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    temporary.mkdir(parents=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar of tensors heeds no setting
-            model, tokenizer = _load(folder, gguf_file)
-            _forget_quantisation(model)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner reads
-            files.sync(path)
-        _rename(temporary, to)
-        files.sync(to.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with files.staged_folder(to) as temporary:
+            _write(folder, gguf_file, temporary)
+    except FileExistsError:
+        if not to.is_dir():
+            raise
+        # Another process was faster, and its copy is the same.
+
+
+def _write(folder: Path, gguf_file: str, to: Path) -> None:
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar of tensors heeds no setting
+        model, tokenizer = _load(folder, gguf_file)
+        _forget_quantisation(model)
+        model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
+    for path in to.iterdir():
+        path.chmod(0o644)  # safetensors writes files that only their owner reads
+        files.sync(path)
 
 
 def _load(folder: Path, gguf_file: str) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
@@ -57,15 +57,6 @@ def _load(folder: Path, gguf_file: str) -> tuple[transformers.PreTrainedModel, t
     for name in sorted(found["missing_keys"]):
         raise ModelLoadError(str(folder / gguf_file), f"its weights lack {name}")
     return model, tokenizer
-
-
-def _rename(temporary: Path, to: Path) -> None:
-    try:
-        os.replace(temporary, to)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        # Another process was faster, and its copy is the same.
 
 
 def _forget_quantisation(model: transformers.PreTrainedModel) -> None:

@@ -29,17 +29,6 @@ def recorded(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield outputs
 
 
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return tiny("llama")
-
-
-@pytest.fixture(scope="module")
-def steer(llama: Any) -> Steer:
-    names = ["model.layers.0.input_layernorm", "model.layers.1.mlp", "model.norm"]
-    return steer_for(llama, {name: window(32, seed) for seed, name in enumerate(names)})
-
-
 def test_strength_0_is_the_model_to_the_bit(llama: Any, steer: Steer) -> None:
     plain, before = run(llama), state(llama)
     with act.apply(steer, llama, strength=0.0):

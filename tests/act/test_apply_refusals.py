@@ -23,17 +23,6 @@ from tests.steers import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return tiny("llama")
-
-
-@pytest.fixture(scope="module")
-def steer(llama: Any) -> Steer:
-    names = ["model.layers.0.input_layernorm", "model.layers.1.mlp", "model.norm"]
-    return steer_for(llama, {name: window(32, seed) for seed, name in enumerate(names)})
-
-
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
 def test_a_strength_that_is_not_finite_is_refused(llama: Any, steer: Steer, strength: float) -> None:
     before = state(llama)

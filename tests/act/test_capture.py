@@ -1,18 +1,19 @@
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from act.capture import Capture, discover, hooked
+from act.capture import Capture, hooked
 from act.errors import SiteVisitError
-from act.hookpoint import Hookpoint, modules_of, select
+from act.hookpoint import Hookpoint, modules_of
 from act.pooling import POOLINGS, Pooling, TokenSpans
 from schemas.plan import Site
 from tests.architectures import tiny, tokens
+from tests.visiting import Backwards, hooks, look
 
 #: The real tokens of three rows of seven, padded on the right and on the left.
 RIGHT = torch.tensor([[1] * 7, [1] * 3 + [0] * 4, [1] + [0] * 6])
@@ -25,30 +26,6 @@ NUMPY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "last": lambda real: real[-1],
     "all": lambda real: real,
 }
-
-
-class Backwards(nn.Module):
-    """Registers its last layer first; one layer is optional, one never runs, one runs twice."""
-
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        self.last, self.twice, self.never = nn.Linear(5, 6), nn.Linear(5, 5), nn.Linear(2, 2)
-        self.first, self.optional = nn.Linear(width, 5), nn.Linear(5, 5)
-
-    def forward(self, x: torch.Tensor, *, skip: bool = False) -> torch.Tensor:
-        x = self.first(x)
-        x = self.twice(self.twice(x))
-        return self.last(x if skip else self.optional(x))
-
-
-def look(model: nn.Module, hookpoints: str | list[str], forward: Callable[[], object], **options: Any) -> list[Site]:
-    modules = modules_of(model)
-    with torch.inference_mode():
-        return list(discover(modules, select(hookpoints, modules), forward, **options))
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def capture(

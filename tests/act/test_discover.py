@@ -1,16 +1,13 @@
-from collections.abc import Callable
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from act.capture import discover
 from act.errors import HookpointOutputError, ShapeError, SiteVisitError
 from act.hookpoint import PRESETS, modules_of, select
 from schemas.plan import Site
 from tests.architectures import CONFIGS, smollm2, tiny, tokens
+from tests.visiting import Backwards, hooks, look
 
 #: What each family has; without ALBERT, which calls one block several times, and OPT's norms, which flatten tokens.
 WITHOUT_MLP = ("bert", "mamba", "opt")
@@ -19,30 +16,6 @@ VISITED = [
     for family, preset in product(sorted(set(CONFIGS) - {"albert"}), PRESETS)
     if (family, preset) != ("opt", "layernorms") and (preset != "mlp-out" or family not in WITHOUT_MLP)
 ]
-
-
-class Backwards(nn.Module):
-    """Registers its last layer first; one layer is optional, one never runs, one runs twice."""
-
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        self.last, self.twice, self.never = nn.Linear(5, 6), nn.Linear(5, 5), nn.Linear(2, 2)
-        self.first, self.optional = nn.Linear(width, 5), nn.Linear(5, 5)
-
-    def forward(self, x: torch.Tensor, *, skip: bool = False) -> torch.Tensor:
-        x = self.first(x)
-        x = self.twice(self.twice(x))
-        return self.last(x if skip else self.optional(x))
-
-
-def look(model: nn.Module, hookpoints: str | list[str], forward: Callable[[], object], **options: Any) -> list[Site]:
-    modules = modules_of(model)
-    with torch.inference_mode():
-        return list(discover(modules, select(hookpoints, modules), forward, **options))
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def test_order_is_that_of_execution() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from jobs import demo
 from tests.command import ROOT, environment
 from tests.jobs.runs import SOURCES, TARGETS, write_spec
 
@@ -199,3 +200,14 @@ def test_an_output_that_cannot_be_written_is_a_failure_of_storage(llama, tmp_pat
         )
     assert done.returncode == 74
     assert "actmap: the output cannot be used: No space left on device" in done.stderr.splitlines()[0]
+
+
+def test_the_demo_ends_like_a_command(monkeypatch, capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_show", interrupted)
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    assert end.value.code == 75
+    assert capsys.readouterr().err == "actmap: stopped; run the same command again to go on from what is done\n"
