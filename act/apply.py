@@ -16,10 +16,10 @@ from act.fingerprint import fingerprint
 from act.hookpoint import Hookpoint, modules_of, nearest
 from act.pooling import channel_axis
 from act.steer import Steer
-from act.transport.affine import TransportMap
+from act.transport import AbstractMap
 
 #: Maps of one place of the model, by step.
-_Steps = dict[int | None, TransportMap]
+_Steps = dict[int | None, AbstractMap]
 
 
 @contextmanager
@@ -62,6 +62,9 @@ def apply(
 def _steered(steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractClock, strength: float) -> Iterator[None]:
     places: defaultdict[Hookpoint, _Steps] = defaultdict(dict)
     for name, transport in steer.maps.items():
+        # A site that a selection left out costs nothing.
+        if not transport.moves.any():
+            continue
         site = Hookpoint.parse(name)
         places[Hookpoint(site.module, site.output)][site.step] = transport.at(strength)
 
@@ -78,10 +81,10 @@ def _steered(steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractCloc
         yield
 
 
-def _move_rows(tensor: torch.Tensor, rows: slice, transport: TransportMap, site: str) -> torch.Tensor:
+def _move_rows(tensor: torch.Tensor, rows: slice, transport: AbstractMap, site: str) -> torch.Tensor:
     axis = channel_axis(tensor)
-    if tensor.shape[axis] != len(transport.scale):
-        raise OtherModelError(f"{site} has {tensor.shape[axis]} neurons, the steer has {len(transport.scale)}")
+    if tensor.shape[axis] != transport.num_neurons:
+        raise OtherModelError(f"{site} has {tensor.shape[axis]} neurons, the steer has {transport.num_neurons}")
     moved = transport(tensor[rows].movedim(axis, -1)).movedim(-1, axis)
     if rows == slice(0, len(tensor)):
         return moved

@@ -93,6 +93,8 @@ class Capture:
         pooling: How the real tokens of a prompt become its sample.
         sink: Takes the pooled activation of each site as soon as it exists.
         clock: The model's clock.
+        tokens: Takes the activations of the real tokens of each site, `[tokens, neurons]`, as pooling ``all`` gives
+            them, besides.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class Capture:
         pooling: Pooling,
         sink: Sink,
         clock: AbstractClock | None = None,
+        tokens: Sink | None = None,
     ) -> None:
-        self._modules, self._pooling, self._sink = modules, pooling, sink
+        self._modules, self._pooling, self._sink, self._tokens = modules, pooling, sink, tokens
         self._clock = clock or StillClock()
         self._numbers = {Hookpoint.parse(site.hookpoint): number for number, site in enumerate(sites)}
         self._visits = [0] * len(sites)
@@ -142,3 +145,5 @@ class Capture:
         spans = self._spans or TokenSpans.full(tokens.shape[0], tokens.shape[1])
         self._visits[number] += 1
         self._sink(number, pool(self._pooling, tokens.detach(), spans))
+        if self._tokens is not None:
+            self._tokens(number, pool("all", tokens.detach(), spans))

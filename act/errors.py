@@ -5,12 +5,22 @@ ActError
 ├── ShapeError            ValueError    a tensor has other axes than were wanted
 ├── NotFiniteError        ValueError    a tensor holds NaN or infinities
 ├── EmptyMarginalError    ValueError    a law was asked of no samples
+├── CellsError            ValueError    the cells of a law are no law
+├── CountsError           ValueError    two laws cannot be coupled in whole numbers
 ├── EmptyRowError         ValueError    a row of a batch has no real token
 ├── ProbabilityError      ValueError    a probability lies outside [0, 1]
 ├── SupportError          ValueError    a support is none of those there are
+├── TokensError           ValueError    a support on tokens has no law of tokens
 ├── EmptySupportError     ValueError    the support of a neuron holds nothing
+├── BoundError            ValueError    the bound on a map's error is no bound
+├── KnotsError            ValueError    the knots of a map do not ascend
+├── PairsError            ValueError    sides that must pair differ in number
+├── ThresholdError        ValueError    a threshold of an average precision is none
+├── SamplesError          ValueError    a method needs samples that were not given
+├── SelectionError        ValueError    a selection of neurons is none of those there are
 ├── UnknownPoolingError   LookupError   a pooling is none of those there are
 ├── UnknownMethodError    LookupError   a transport method is none of those there are
+├── ProbeError            RuntimeError  a linear probe did not converge
 ├── HookpointNotFoundError  LookupError a preset or pattern matches no module
 ├── HookpointPatternError ValueError    a pattern is no regular expression, or names no module
 ├── HookpointOutputError  ValueError    a module's output has no tensor at that place
@@ -72,6 +82,34 @@ class EmptyMarginalError(ActError, ValueError):
         return f"found 0 samples of {self.num_neurons} neurons; a marginal needs at least 1 sample"
 
 
+class CellsError(ActError, ValueError):
+    """The cells of a law are no law."""
+
+    def __init__(self, problem: str, neuron: int) -> None:
+        super().__init__(problem, neuron)
+        self.problem, self.neuron = problem, neuron
+
+    def __str__(self) -> str:
+        return (
+            f"neuron {self.neuron} has {self.problem}; wanted ascending cells with at least 1 sample in the first "
+            "and as many samples in all for each neuron"
+        )
+
+
+class CountsError(ActError, ValueError):
+    """The numbers of samples of two laws are too large to couple them in whole numbers."""
+
+    def __init__(self, num_source: int, num_target: int) -> None:
+        super().__init__(num_source, num_target)
+        self.num_source, self.num_target = num_source, num_target
+
+    def __str__(self) -> str:
+        return (
+            f"the laws have {self.num_source} and {self.num_target} samples, whose least common multiple is 2^62 or "
+            "more; leave samples out so that the numbers have a common divisor"
+        )
+
+
 class EmptyRowError(ActError, ValueError):
     """A row of a batch has no real token."""
 
@@ -103,9 +141,16 @@ class SupportError(ActError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"found the support {self.found!r}; wanted 'observed', 'unbounded', "
+            f"found the support {self.found!r}; wanted 'observed', 'tokens', 'unbounded', "
             "or two percentiles with 0 <= low < high <= 100, such as (1, 99)"
         )
+
+
+class TokensError(ActError, ValueError):
+    """A support on tokens has no law of tokens."""
+
+    def __str__(self) -> str:
+        return "the support 'tokens' needs the law of single tokens and got none; pass tokens=, or take 'observed'"
 
 
 class EmptySupportError(ActError, ValueError):
@@ -120,6 +165,89 @@ class EmptySupportError(ActError, ValueError):
             f"the support of neuron {self.neuron} is [{self.low}, {self.high}]; wanted low <= high; "
             "for everything write [-inf, inf]"
         )
+
+
+class BoundError(ActError, ValueError):
+    """The bound on a map's error is no bound."""
+
+    def __init__(self, found: float, neuron: int) -> None:
+        super().__init__(found, neuron)
+        self.found, self.neuron = found, neuron
+
+    def __str__(self) -> str:
+        return f"the error of neuron {self.neuron} is bounded by {self.found}; wanted 0 or more, inf for no bound"
+
+
+class KnotsError(ActError, ValueError):
+    """The knots of a map do not ascend."""
+
+    def __init__(self, neuron: int) -> None:
+        super().__init__(neuron)
+        self.neuron = neuron
+
+    def __str__(self) -> str:
+        return f"the knots of neuron {self.neuron} do not ascend; wanted each x at least as large as the one before it"
+
+
+class PairsError(ActError, ValueError):
+    """Sides that must pair differ in their number of samples."""
+
+    def __init__(self, num_source: int, num_target: int) -> None:
+        super().__init__(num_source, num_target)
+        self.num_source, self.num_target = num_source, num_target
+
+    def __str__(self) -> str:
+        return (
+            f"actadd pairs source and target samples; found {self.num_source} and {self.num_target}; "
+            "give as many of either, or take caa, which is the same without pairs"
+        )
+
+
+class ThresholdError(ActError, ValueError):
+    """A threshold of an average precision is none."""
+
+    def __init__(self, found: float) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"found the threshold {self.found}; an average precision wants one of at least 0 and below 1"
+
+
+class SamplesError(ActError, ValueError):
+    """A method needs samples that were not given."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method} looks at all neurons of a sample together, which laws do not keep; "
+            "pass samples=(source, target), both [samples, neurons], or store all activations and refit"
+        )
+
+
+class SelectionError(ActError, ValueError):
+    """A selection of neurons is none of those there are."""
+
+    def __init__(self, what: str, found: object, wanted: str) -> None:
+        super().__init__(what, found, wanted)
+        self.what, self.found, self.wanted = what, found, wanted
+
+    def __str__(self) -> str:
+        return f"found the selection's {self.what} {self.found!r}; wanted {self.wanted}"
+
+
+class ProbeError(ActError, RuntimeError):
+    """A linear probe did not converge."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(num_steps)
+        self.num_steps = num_steps
+
+    def __str__(self) -> str:
+        return f"the probe did not converge in {self.num_steps} steps; scale the activations, or take iti-mean"
 
 
 class UnknownPoolingError(ActError, LookupError):

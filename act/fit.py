@@ -6,20 +6,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.capture import Capture, discover
+from act.capture import Capture, Sink, discover
 from act.errors import EmptyMarginalError
 from act.fingerprint import fingerprint
 from act.hookpoint import modules_of, select
 from act.marginal import Marginal
 from act.pooling import Pooling, TokenSpans
 from act.steer import Steer
-from act.transport import Support, Transport, TransportMap
+from act.tokens import TokenLaws
+from act.transport import AbstractMap, Samples, Support, Transport, scores
 from act.transport import fit as fit_map
-from schemas.card import Card, SideCard, SiteCard
+from act.transport import select as choose
+from act.transport.affine import LARGEST
+from schemas.card import FORMAT_VERSION, Card, SideCard, SiteCard
 from schemas.plan import Site
 
 #: What a module's forward takes, by name. `attention_mask` `[batch, tokens]`, if there, says which tokens are real.
 Batch = Mapping[str, Any]
+
+#: Samples of each site, `[samples, neurons]`, on the source side and on the target side.
+_Sides = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 def fit_steer(
@@ -49,6 +55,7 @@ def fit_steer(
         NotFiniteError: An activation is NaN or infinite.
         UnknownPoolingError: There is no such pooling.
         UnknownMethodError: There is no such method.
+        PairsError: The method is ``actadd`` and the sides differ in their number of samples.
     """
     modules = modules_of(model)
     batches = list(source), list(target)
@@ -58,45 +65,46 @@ def fit_steer(
     mask = first.get("attention_mask")
     num_tokens = None if mask is None else mask.shape[-1]
     sites = discover(modules, select(hookpoints, modules), lambda: _forward(model, first), tokens=num_tokens)
-    laws = [_laws(model, sites, pooling, side) for side in batches]
-    maps = {
-        site.hookpoint: fit_map(transport.method, a, b, support=transport.support)
-        for site, a, b in zip(sites, laws[0], laws[1], strict=True)
-    }
-    card = Card(
-        format_version=1,
-        name="in-memory",
-        kind="module",
-        method=transport.method,
-        support=describe(transport.support),
-        pooling=pooling,
-        template="plain",
-        estimation="simultaneous",
-        sites=tuple(site_card(site, maps[site.hookpoint], law) for site, law in zip(sites, laws[0], strict=True)),
-        timesteps=(),
-        source=_side_card(laws[0][0]),
-        target=_side_card(laws[1][0]),
-        model_fingerprint=fingerprint(model),
-        checkpoint_fingerprint="",
-        numerics={"torch": str(torch.__version__), "threads": torch.get_num_threads()},
-        plan="",
-        spec={},
-        tensors="",
+    tokens = TokenLaws([site.width for site in sites])
+    sides = _read(model, sites, pooling, batches[0], tokens), _read(model, sites, pooling, batches[1])
+    maps = _maps(sites, transport, sides, tokens)
+    laws = [Marginal.from_samples(samples) for samples in sides[0]]
+    lines = [
+        site_card(site, maps[site.hookpoint], law, tokens.law(number))
+        for number, (site, law) in enumerate(zip(sites, laws, strict=True))
+    ]
+    return Steer(_card(model, pooling, transport, lines, (len(sides[0][0]), len(sides[1][0]))), maps)
+
+
+def site_card(
+    site: Site, transport: AbstractMap, source: Marginal, tokens: Marginal | None, misfit: int = 0
+) -> SiteCard:
+    """Returns the line of the card that says what a map does to the law it was fitted on.
+
+    Args:
+        site: The site.
+        transport: Its map.
+        source: Law of its source.
+        tokens: Law of single source tokens; None where the source's samples are single tokens.
+        misfit: Neurons whose sketch had a frame that did not fit.
+    """
+    spread = source.deviation > 0
+    moved, errors = (
+        (of[spread] / source.deviation[spread]).clamp(max=LARGEST)
+        for of in (transport.displacement(source), transport.error.double())
     )
-    return Steer(card, maps)
-
-
-def site_card(site: Site, transport: TransportMap, source: Marginal) -> SiteCard:
-    """Returns the line of the card that says what a map does to the law it was fitted on."""
-    spread = source.variance.sqrt()
-    moving = spread > 0
-    moved = transport.displacement(source)[moving] / spread[moving]
+    inside = transport.transported(source)
     return SiteCard(
         hookpoint=site.hookpoint,
         module_type=site.module_type,
         width=site.width,
         displacement=float(moved.mean()) if len(moved) else 0.0,
-        transported=float(transport.transported(source).mean()),
+        transported=float(inside.mean()),
+        tokens_transported=float((inside if tokens is None else transport.transported(tokens)).mean()),
+        neurons_transported=float(transport.moves.double().mean()),
+        error_median=float(errors.median()) if len(errors) else 0.0,
+        error_worst=float(errors.max()) if len(errors) else 0.0,
+        misfit=misfit,
     )
 
 
@@ -105,21 +113,76 @@ def describe(support: Support) -> str:
     return support if isinstance(support, str) else f"[{support[0]:g}, {support[1]:g}]"
 
 
-def _laws(model: nn.Module, sites: Sequence[Site], pooling: Pooling, batches: Sequence[Batch]) -> list[Marginal]:
+def _maps(sites: Sequence[Site], transport: Transport, sides: _Sides, tokens: TokenLaws) -> dict[str, AbstractMap]:
+    """Returns the map of each site; with a selection all sites are scored before the first is fitted."""
+    chosen: list[torch.Tensor] | None = None
+    if transport.select is not None:
+        chosen = choose(
+            transport.select, [scores(transport.select.by, *_laws(pair)) for pair in zip(*sides, strict=True)]
+        )
+    maps: dict[str, AbstractMap] = {}
+    for number, (site, samples) in enumerate(zip(sites, zip(*sides, strict=True), strict=True)):
+        fitted = fit_map(
+            transport.method,
+            *_laws(samples),
+            support=transport.where,
+            tokens=tokens.law(number),
+            threshold=transport.threshold,
+            samples=samples,
+        )
+        maps[site.hookpoint] = fitted if chosen is None else fitted.restricted_to(chosen[number])
+    return maps
+
+
+def _laws(samples: Samples) -> tuple[Marginal, Marginal]:
+    return Marginal.from_samples(samples[0]), Marginal.from_samples(samples[1])
+
+
+def _card(
+    model: nn.Module, pooling: Pooling, transport: Transport, sites: Sequence[SiteCard], num_samples: tuple[int, int]
+) -> Card:
+    source, target = (SideCard(number, number, 0, 0, "") for number in num_samples)
+    return Card(
+        format_version=FORMAT_VERSION,
+        name="in-memory",
+        kind="module",
+        method=transport.method,
+        support=describe(transport.where),
+        threshold=transport.threshold,
+        select=str(transport.select or ""),
+        law="exact",
+        pooling=pooling,
+        template="plain",
+        estimation="simultaneous",
+        sites=tuple(sites),
+        timesteps=(),
+        source=source,
+        target=target,
+        model_fingerprint=fingerprint(model),
+        checkpoint_fingerprint="",
+        numerics={"torch": str(torch.__version__), "threads": torch.get_num_threads()},
+        plan="",
+        spec={},
+        tensors="",
+    )
+
+
+def _read(
+    model: nn.Module, sites: Sequence[Site], pooling: Pooling, batches: Sequence[Batch], tokens: Sink | None = None
+) -> list[torch.Tensor]:
+    """Returns the samples of each site, `[samples, neurons]`, in the order of the batches."""
     pooled: list[list[torch.Tensor]] = [[] for _ in sites]
-    capture = Capture(modules_of(model), sites, pooling, lambda site, sample: pooled[site].append(sample.cpu()))
+    capture = Capture(
+        modules_of(model), sites, pooling, lambda site, sample: pooled[site].append(sample.cpu()), tokens=tokens
+    )
     with capture.reading():
         for batch in batches:
             mask = batch.get("attention_mask")
             with capture.batch(None if mask is None else TokenSpans.from_mask(mask)):
                 _forward(model, batch)
-    return [Marginal.from_samples(torch.cat(parts)) for parts in pooled]
+    return [torch.cat(parts) for parts in pooled]
 
 
 def _forward(model: nn.Module, batch: Batch) -> None:
     with torch.inference_mode():
         model(**batch)
-
-
-def _side_card(law: Marginal) -> SideCard:
-    return SideCard(law.num_samples, law.num_samples, 0, 0, "")

@@ -12,12 +12,18 @@ import safetensors.torch
 import torch
 
 from act.errors import ActError, SteerExistsError, SteerFileError, SteerNotFoundError
-from act.transport.affine import TransportMap
+from act.transport import AbstractMap, QuantileMap, map_from_tensors
+from act.transport.affine import PARTS
 from schemas import files, record
-from schemas.card import FORMAT_VERSION, Card
+from schemas.card import FORMAT_VERSION, Card, SiteCard
 
 TENSORS, CARD, README = "steer.safetensors", "steer.json", "README.md"
-PARTS = ("scale", "shift", "low", "high")
+
+#: What a quantile map adds to the `PARTS` of an affine one.
+KNOTS = ("knots_x", "knots_y")
+
+#: Knots of a neuron that a file may have.
+MAX_KNOTS = 1024
 
 #: Room for names and offsets beside the numbers of a tensor file.
 _HEADER_BYTES = 100_000_000
@@ -34,7 +40,7 @@ class Steer:
     """
 
     card: Card
-    maps: Mapping[str, TransportMap]
+    maps: Mapping[str, AbstractMap]
 
     def __post_init__(self) -> None:
         """Checks that card and maps speak of the same sites."""
@@ -43,6 +49,10 @@ class Steer:
         if sorted(named) != sorted(found):
             odd = ", ".join(f"{name} ({width} neurons)" for name, width in sorted(set(named) ^ set(found))[:3])
             raise SteerFileError(self.card.name, f"the card and the maps differ in {odd or 'a site named twice'}")
+        for name, transport in self.maps.items():
+            if isinstance(transport, QuantileMap) != (self.card.method == "quantile"):
+                kind = type(transport).__name__
+                raise SteerFileError(self.card.name, f"the card's method is {self.card.method}, {name} has a {kind}")
 
     def save(self, folder: Path | str) -> "Steer":
         """Writes the steer as a folder that appears whole or not at all; returns it with its card's hashes filled in.
@@ -67,9 +77,9 @@ class Steer:
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Copies: maps may share memory with each other, files of tensors may not."""
         return {
-            f"{name}.{part}": getattr(transport, part).detach().to("cpu", torch.float32, copy=True).contiguous()
+            f"{name}.{part}": tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
             for name, transport in self.maps.items()
-            for part in PARTS
+            for part, tensor in transport.tensors().items()
         }
 
 
@@ -93,8 +103,9 @@ def _read_card(path: Path) -> Card:
     try:
         tree = record.parse("Card", written)
         version = tree.get("format_version") if isinstance(tree, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            problem = f"its format version is {version}, this actmap reads {FORMAT_VERSION}; take a newer actmap"
+        if type(version) is int and version != FORMAT_VERSION and version > 0:
+            remedy = "take a newer actmap" if version > FORMAT_VERSION else "fit it again, or take an older actmap"
+            problem = f"its format version is {version}, this actmap reads {FORMAT_VERSION}; {remedy}"
             raise SteerFileError(str(path), problem)
         card = record.load(Card, written)
     except record.RecordError as exc:
@@ -104,24 +115,33 @@ def _read_card(path: Path) -> Card:
     return card
 
 
-def _read_maps(path: Path, card: Card) -> dict[str, TransportMap]:
-    shapes = {f"{site.hookpoint}.{part}": (torch.float32, site.width) for site in card.sites for part in PARTS}
-    data = _read(path, sum(width for _, width in shapes.values()) * 4 + _HEADER_BYTES)
+def _read_maps(path: Path, card: Card) -> dict[str, AbstractMap]:
+    parts = (*PARTS, *KNOTS) if card.method == "quantile" else PARTS
+    rows = len(PARTS) + len(KNOTS) * MAX_KNOTS if card.method == "quantile" else len(PARTS)
+    data = _read(path, sum(site.width for site in card.sites) * rows * 4 + _HEADER_BYTES)
     if hashlib.sha256(data).hexdigest() != card.tensors:
         raise SteerFileError(str(path), "its bytes are not those that the card was written for; fetch or fit it again")
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as exc:
         raise SteerFileError(str(path), f"it holds no tensors ({exc})") from exc
-    if {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()} != shapes:
-        raise SteerFileError(str(path), "its tensors are not the float32 vectors that the card names")
+    named = {f"{site.hookpoint}.{part}": site.width for site in card.sites for part in parts}
+    if tensors.keys() != named.keys() or not all(_is_part(name, tensors[name], named[name]) for name in named):
+        raise SteerFileError(str(path), "its tensors are not the float32 vectors and knots that the card names")
     try:
         return {
-            site.hookpoint: TransportMap(*(tensors[f"{site.hookpoint}.{part}"] for part in PARTS))
+            site.hookpoint: map_from_tensors({part: tensors[f"{site.hookpoint}.{part}"] for part in parts})
             for site in card.sites
         }
     except ActError as exc:
         raise SteerFileError(str(path), f"its tensors are no maps ({exc})") from exc
+
+
+def _is_part(name: str, tensor: torch.Tensor, width: int) -> bool:
+    """Whether a tensor has the dtype and shape of a part of a map, `[neurons]`, or of knots, `[neurons, knots]`."""
+    knots = name.rpartition(".")[2] in KNOTS
+    shape = (width, min(max(1, tensor.shape[-1]), MAX_KNOTS)) if knots and tensor.ndim else (width,)
+    return tensor.dtype == torch.float32 and tensor.shape == shape
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -140,20 +160,32 @@ def _holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
-def _readme(card: Card) -> str:
-    sites = "\n".join(
-        f"| `{site.hookpoint}` | {site.module_type} | {site.width} | {site.displacement:.3f} | {site.transported:.3f} |"
-        for site in card.sites
+def _row(site: SiteCard) -> str:
+    shares = (site.displacement, site.transported, site.tokens_transported, site.neurons_transported)
+    cells = (
+        f"`{site.hookpoint}`",
+        site.module_type,
+        str(site.width),
+        *(f"{share:.3f}" for share in shares),
+        *(f"{error:.2g}" for error in (site.error_median, site.error_worst)),
+        str(site.misfit),
     )
+    return f"| {' | '.join(cells)} |"
+
+
+def _readme(card: Card) -> str:
+    sites = "\n".join(_row(site) for site in card.sites)
     sides = "\n".join(
         f"| {name} | {side.num_prompts} | {side.num_samples} | {side.num_quarantined} | {side.num_truncated} |"
         for name, side in (("source", card.source), ("target", card.target))
     )
+    kind = "full monotone transport" if card.method == "quantile" else "affine transport"
+    threshold = f", threshold {card.threshold:g}" if card.method == "det-zero" else ""
     return f"""# {card.name}
 
-A steer for a {card.kind} model, written by actmap: one affine optimal-transport map per neuron
-(`{card.method}`, support `{card.support}`), fitted on `{card.pooling}`-pooled activations ({card.template} template,
-{card.estimation} estimation).
+A steer for a {card.kind} model, written by actmap: one {kind} map per neuron (`{card.method}`, support
+`{card.support}`{threshold}), moving {card.select or "all neurons"}, fitted on `{card.pooling}`-pooled activations
+({card.template} template, {card.estimation} estimation, laws: {card.law}).
 
 ```python
 import act
@@ -166,11 +198,13 @@ with act.apply(act.load("THIS FOLDER"), model, strength=0.5):
 |---|---|---|---|---|
 {sides}
 
-`displacement` is how far the map moves a source activation, in standard deviations, on average over neurons;
-`transported` is the share of source samples inside the support.
+`displacement` is how far the map moves a source activation, in standard deviations, on average over neurons.
+`samples` and `tokens` are the shares of pooled source samples and of single source tokens that lie inside the support;
+`moved` is the share of neurons that the map moves at all. `error` is the proven bound on the map's error, in standard
+deviations, of the median and of the worst neuron; `misfit` counts neurons whose sketch had a frame that did not fit.
 
-| site | module | neurons | displacement | transported |
-|---|---|---|---|---|
+| site | module | neurons | displacement | samples | tokens | moved | error, median | error, worst | misfit |
+|---|---|---|---|---|---|---|---|---|---|
 {sites}
 
 Model fingerprint `{card.model_fingerprint}`; plan `{card.plan or "none: fitted in memory"}`.

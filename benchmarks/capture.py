@@ -117,12 +117,12 @@ def _noise(bares: Sequence[Sequence[Cost]]) -> Finding:
 
 def _pack(extractor: Extractor, plan: Plan, run: RunFolder, unit: Unit) -> Packed:
     texts = Snapshot.open(run.prompts(unit.side)).unit(unit.index)
-    return extractor._model.pack(texts, unit.start, packing_rule(plan.spec))
+    return extractor._forward.model.pack(texts, unit.start, packing_rule(plan.spec))
 
 
 def _forward(extractor: Extractor, packed: Packed) -> None:
     for batch in packed.batches:
-        extractor._model.forward(batch)
+        extractor._forward.model.forward(batch)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from jobs.stages import Stages
 from pipeline.cluster import RayWorkers
 from pipeline.workers import AbstractWorkers
 from schemas.events import Advanced, Event, Listener
-from schemas.plan import Plan, SideFacts, Unit
-from schemas.receipt import Receipt
+from schemas.plan import LawName, Plan, SideFacts, Unit
+from schemas.receipt import Output, Receipt
 
 UNIT_SIZE = 512
 NUM_UNITS = {Effort.USUAL: 10_000, Effort.LONG: 100_000}
@@ -41,9 +41,7 @@ class IdleExtractor:
             num_tokens=tuple(16 + row % 48 for row in range(UNIT_SIZE)),
             num_truncated=0,
             quarantined=(),
-            shard="activations.zarr/source/c/0/0",
-            size=1,
-            crc32c=0,
+            outputs=(Output("activations", "activations.zarr/source/c/0/0", 1, 0),),
             seconds=0.0,
             compute_seconds=0.0,
             worker=os.getpid(),
@@ -53,6 +51,9 @@ class IdleExtractor:
     def ready(self) -> int:
         """Returns the process id."""
         return os.getpid()
+
+    def settle_frame(self, law: LawName) -> None:
+        """Does nothing."""
 
     def extract(self, unit: Unit) -> Receipt:
         """Returns a receipt of full size at once; nothing is written."""

@@ -1,4 +1,4 @@
-"""Fitting a steer from a spec: plan, extract, fit, save. The same call on the same folder resumes."""
+"""Fitting a steer from a spec: plan, extract, reduce, fit, save. The same call on the same folder resumes."""
 
 import fcntl
 import os
@@ -15,14 +15,15 @@ from pipeline import prompts
 from pipeline.errors import DamagedRunError, LossError, RunBusyError, StoreError
 from pipeline.fit import fit as fit_maps
 from pipeline.folder import RunFolder
+from pipeline.laws import Laws
 from pipeline.ledger import Ledger
 from pipeline.plan import check_free, make_plan, settle
-from pipeline.store import ActivationStore
+from pipeline.store import ActivationStore, SketchStore
 from pipeline.workers import AbstractWorkers, InProcessWorkers
 from schemas import files, record
 from schemas.events import Listener, ignore
 from schemas.job import Job, read_job
-from schemas.plan import SIDES, Plan, Unit
+from schemas.plan import LAWS, SIDES, Plan, Unit
 from schemas.receipt import Receipt
 from schemas.timings import Timings
 
@@ -89,8 +90,11 @@ def fit(spec: Path, run: Path, cache: Path, listen: Listener = ignore) -> Fitted
         _lay_out(folder, planned, job.located(spec.parent), spec.read_bytes())
         with _timed(folder, planned, stages) as landed:
             _extract(workers, missing, receipts, landed, stages)
-            stack.close()
             receipts += landed
+            if missing and planned.law.kind == "sketch":
+                with stages.stage("reduce"):
+                    workers.reduce(receipts)
+            stack.close()
             _announce(receipts, stages)
             steer = _find_steer(folder, planned) or _fit(planned, folder, receipts, stages)
     return Fitted(planned, steer, receipts, _read_timings(folder))
@@ -116,9 +120,15 @@ def _extract(
     losses.update(done)
     if not missing:
         return
+    frames = [law for law in LAWS if any(workers.plan.sketches(law, unit) for unit in missing)]
+    with stages.stage("frames"):
+        workers.settle_frames(frames)
     finished = sum(receipt.num_prompts for receipt in done)
     with stages.stage("extract", workers.plan.num_prompts, finished, "prompts"):
+        for receipt in done:
+            workers.fold(receipt)
         for receipt in workers.extract(missing):
+            workers.fold(receipt)
             landed.append(receipt)
             stages.advance("extract", receipt.num_prompts)
             losses.update([receipt])
@@ -139,12 +149,13 @@ def _find_steer(folder: RunFolder, plan: Plan) -> Steer | None:
 
 
 def _fit(plan: Plan, folder: RunFolder, receipts: Sequence[Receipt], stages: Stages) -> Steer:
-    store, ledger = ActivationStore(folder.activations, plan), Ledger(folder, plan)
     with stages.stage("fit", len(plan.sites), 0, "sites"):
-        checked = list(ledger.verify(receipts))
+        checked = list(Ledger(folder, plan).verify(receipts))
         if len({receipt.model for receipt in checked}) != 1:
             raise DamagedRunError(str(folder.root / "receipts"), "its workers ran models with different weights")
-        steer = fit_maps(plan, store, checked, lambda: stages.advance("fit", 1))
+        laws = Laws(plan, folder.root, checked)
+        steer = fit_maps(plan, laws, checked, lambda: stages.advance("fit", 1))
+    _tell_misfits(plan, laws, stages)
     with stages.stage("save"):
         return steer.save(folder.steer)
 
@@ -152,7 +163,9 @@ def _fit(plan: Plan, folder: RunFolder, receipts: Sequence[Receipt], stages: Sta
 def _lay_out(folder: RunFolder, plan: Plan, located: Job, spec: bytes) -> None:
     """Writes what a run needs besides its plan: the spec as it was given, each side's prompts by unit, the store."""
     folder.make()
-    ActivationStore(folder.activations, plan).create()
+    if plan.keeps_activations:
+        ActivationStore(folder.activations, plan).create()
+    SketchStore(folder.sketches, plan).create()
     if not folder.spec.exists() or folder.spec.read_bytes() != spec:
         files.publish(folder.spec, spec)
     for name in SIDES:
@@ -226,6 +239,20 @@ def _announce(receipts: Sequence[Receipt], stages: Stages) -> None:
         stages.notice(f"{_prompts(truncated)} longer than max_tokens and cut to it")
     if lost:
         stages.notice(f"{_prompts(lost)} left out for giving no activation; the receipts say which and why")
+
+
+def _tell_misfits(plan: Plan, laws: Laws, stages: Stages) -> None:
+    found = [laws.misfits(number) for number in range(len(plan.sites))]
+    mended, left = sum(one.mended for one in found), sum(one.left for one in found)
+    if mended:
+        stages.notice(
+            f"the frames of {mended} laws of neurons did not fit; they were counted anew from the activations"
+        )
+    if left:
+        stages.notice(
+            f"the frames of {left} laws of neurons do not fit, and their errors are large, as the card says; "
+            "to count them anew run into another folder with `store: {activations: all}`"
+        )
 
 
 def _prompts(count: int) -> str:

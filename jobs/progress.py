@@ -26,7 +26,9 @@ _LABELS = {
     "plan": "check spec, prompts, model",
     "model": "prepare the model",
     "workers": "start workers",
+    "frames": "choose frames",
     "extract": "run prompts",
+    "reduce": "merge sketches",
     "fit": "fit maps",
     "save": "write the steer",
 }

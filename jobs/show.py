@@ -1,7 +1,6 @@
 """How results look on a terminal, and as JSON."""
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from schemas.plan import SIDES, Plan
+from jobs.text import size
+from jobs.text import visible as visible  # the command line takes it from here
+from schemas.plan import EXACT_SAMPLES, SIDES, Plan
+from schemas.running import PROBS, RunningSite
 
 if TYPE_CHECKING:
     from jobs.fit import Fitted
@@ -19,15 +21,6 @@ if TYPE_CHECKING:
 
 #: Longest list of sites that a terminal shows whole.
 _MOST_SITES = 12
-
-
-def size(num_bytes: float) -> str:
-    """Returns a number of bytes for a person, such as ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
 
 
 def as_json(facts: Mapping[str, Any]) -> str:
@@ -41,13 +34,6 @@ def as_text(page: RenderableType) -> str:
     with console.capture() as capture:
         console.print(page, markup=False, highlight=False, crop=False)
     return capture.get()
-
-
-def visible(text: str) -> str:
-    r"""Returns a text in which control characters, which a terminal would obey, are spelled as ``\x1b``."""
-    return "".join(
-        f"\\x{ord(char):02x}" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char for char in text
-    )
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
@@ -68,10 +54,14 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             "weights": plan.memory.weights,
             "forward": plan.memory.forward,
             "block": plan.memory.block,
+            "sketch": plan.memory.sketch,
+            "reducer": plan.memory.reducer,
             "worker": plan.memory.worker,
             "available": plan.memory.available,
         },
         "disk": plan.disk,
+        "sketch_disk": plan.sketch_disk,
+        "law": {"kind": plan.law.kind, "precision": plan.law.precision, "rule": law_rule(plan)},
         "workers": plan.spec["compute"]["workers"],
         "threads": plan.numerics.threads,
     }
@@ -93,11 +83,28 @@ def plan_page(plan: Plan) -> Group:
         (
             "memory",
             f"{size(memory.worker)} a worker of {size(memory.available)}: weights {size(memory.weights)}, "
-            f"forward {size(memory.forward)}, a unit's activations twice {size(memory.block)}",
+            f"forward {size(memory.forward)}, a unit's activations twice {size(memory.block)}, "
+            f"its sketches {size(memory.sketch)}",
         ),
-        ("disk", f"{size(plan.disk)} of activations"),
+        *([("reducer", f"{size(memory.reducer)} each, beside the workers")] if memory.reducer else []),
+        ("laws", law_rule(plan)),
+        ("disk", f"{size(plan.disk)} of activations, about {size(plan.sketch_disk)} of sketches"),
     )
     return Group(table, Text(), _sites(plan))
+
+
+def law_rule(plan: Plan) -> str:
+    """Returns how samples become laws, and why, in words."""
+    most = max(plan.side(name).num_prompts for name in SIDES) * plan.rows_per_prompt
+    asked = plan.spec["law"]["kind"]
+    if asked != "auto":
+        return f"{plan.law.kind}, as the spec says; {most:,} samples at most a side"
+    if plan.law.kind == "sketch":
+        buckets = 2**plan.law.precision
+        return f"sketches with {buckets} buckets an octave, for {most:,} samples are more than {EXACT_SAMPLES:,}"
+    if most <= EXACT_SAMPLES:
+        return f"exact, for {most:,} samples are at most {EXACT_SAMPLES:,}"
+    return f"exact, for {plan.spec['transport']['method']} needs the {most:,} samples themselves"
 
 
 def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def fit_page(fitted: "Fitted", run: Path) -> Group:
 def status_page(status: "Status") -> Group:
     """Returns the state of a run for a person."""
     rate = status.prompts_done / status.worker_seconds if status.worker_seconds else 0.0
-    return _pairs(
+    pairs = _pairs(
         ("run", f"{status.name}: {status.state}"),
         ("units", f"{status.units_done} of {status.units}"),
         (
@@ -145,6 +152,7 @@ def status_page(status: "Status") -> Group:
         ("losses", f"{status.truncated:,} cut to max_tokens, {status.quarantined:,} left out"),
         ("steer", status.steer or "not yet"),
     )
+    return Group(pairs, Text(), _running(status.running)) if status.running else pairs
 
 
 def generation_rows(made: Iterable["Generated"], folder: Path) -> list[dict[str, Any]]:
@@ -185,6 +193,19 @@ def _sites(plan: Plan) -> Table:
         table.add_row(Text(site.hookpoint), site.module_type, f"{site.width:,}")
     if len(shown) < len(plan.sites):
         table.add_row(f"… {len(plan.sites) - len(shown)} more, all with --json", "", "")
+    return table
+
+
+def _running(sites: Sequence[RunningSite]) -> Table:
+    """The laws so far: of each site the median over neurons of some quantiles, and how far they still move."""
+    table = Table("hookpoint", "law", "samples", *(f"{prob:.0%}" for prob in PROBS), "drift", box=None, pad_edge=False)
+    shown = sites if len(sites) <= _MOST_SITES else sites[: _MOST_SITES - 1]
+    for site in shown:
+        drift = "" if site.drift is None else f"{site.drift:.3f}"
+        quantiles = (f"{value:.4g}" for value in site.quantiles)
+        table.add_row(Text(site.hookpoint), site.law, f"{site.num_samples:,}", *quantiles, drift)
+    if len(shown) < len(sites):
+        table.add_row(f"… {len(sites) - len(shown)} more, all with --json")
     return table
 
 

@@ -8,7 +8,9 @@ from act.steer import CARD
 from pipeline.folder import RunFolder
 from pipeline.ledger import Ledger
 from pipeline.plan import read_plan
+from pipeline.reduce import running
 from schemas.plan import SIDES
+from schemas.running import RunningSite
 
 
 @final
@@ -29,6 +31,7 @@ class Status:
         worker_seconds: Seconds that workers spent on finished units.
         steer: The steer's folder, once it is there.
         fingerprint: Fingerprint of the plan.
+        running: The laws of the sites so far, in execution order.
     """
 
     name: str
@@ -43,10 +46,11 @@ class Status:
     worker_seconds: float
     steer: str | None
     fingerprint: str
+    running: tuple[RunningSite, ...]
 
 
 def status(run: Path) -> Status:
-    """Returns the state of a run, from its plan and receipts alone.
+    """Returns the state of a run, from its plan, its receipts, and what its reducers told.
 
     Raises:
         RunNotFoundError: The folder holds no run.
@@ -69,4 +73,5 @@ def status(run: Path) -> Status:
         worker_seconds=sum(receipt.seconds for receipt in receipts),
         steer=str(folder.steer) if there else None,
         fingerprint=plan.fingerprint,
+        running=running(folder, plan, receipts),
     )

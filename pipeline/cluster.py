@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from pipeline.errors import ClusterError, WorkerLostError
+from pipeline.reduce import Reducer, num_reducers, shares
 from pipeline.workers import AbstractWorkers
-from schemas.plan import Plan, Unit
+from schemas.plan import LawName, Plan, Unit
 from schemas.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class RayWorkers(AbstractWorkers):
         self._stack = contextlib.ExitStack()
         self._ray: ModuleType | None = None
         self._actors: list[Any] = []
+        self._reducers = _Reducers(plan, self._root)
 
     @property
     def plan(self) -> Plan:
@@ -71,6 +73,7 @@ class RayWorkers(AbstractWorkers):
             self._check_room()
             self._actors = [self._start() for _ in range(self._num_workers)]
             self._stack.callback(self._kill)
+            self._stack.enter_context(self._reducers.running(self._ray))
             self._await_ready()
             self._stack = self._stack.pop_all()
         return self
@@ -99,6 +102,23 @@ class RayWorkers(AbstractWorkers):
                 waiting.extendleft(self._replace(place, running))
             except ray.exceptions.RayTaskError as exc:
                 raise _own(exc) from exc
+
+    def settle_frames(self, laws: Sequence[LawName]) -> None:
+        """Chooses the frames, at as many workers as there are.
+
+        Raises:
+            WorkerLostError: A worker died over it.
+        """
+        actors = self._actors
+        self._get([actors[place % len(actors)].settle_frame.remote(law) for place, law in enumerate(laws)], "a frame")
+
+    def fold(self, receipt: Receipt) -> None:
+        """Hands a unit to every reducer and goes on."""
+        self._reducers.fold(receipt)
+
+    def reduce(self, receipts: Sequence[Receipt]) -> None:
+        """Waits for the reducers; one that died is replaced, and folds its hookpoints anew."""
+        self._reducers.reduce(receipts)
 
     def _fill(self, waiting: deque[Unit], running: dict[Any, tuple[int, Unit]]) -> None:
         for _ in range(WINDOW):
@@ -131,14 +151,17 @@ class RayWorkers(AbstractWorkers):
         ).remote(self._plan, self._root)
 
     def _await_ready(self) -> None:
+        self._get([actor.ready.remote() for actor in self._actors], "loading the model")
+
+    def _get(self, refs: list[Any], what: str) -> None:
         ray = self._ray
-        assert ray is not None
+        assert ray is not None, "workers work inside the context"
         try:
-            ray.get([actor.ready.remote() for actor in self._actors])
+            ray.get(refs)
         except ray.exceptions.RayTaskError as exc:
             raise _own(exc) from exc
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as exc:
-            raise WorkerLostError("loading the model", 1, type(exc).__name__) from exc
+            raise WorkerLostError(what, 1, type(exc).__name__) from exc
 
     def _check_room(self) -> None:
         """Actors that find no room would wait for it for ever."""
@@ -156,6 +179,75 @@ class RayWorkers(AbstractWorkers):
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
+
+
+@final
+class _Reducers:
+    """The reducer actors of a run: each owns some hookpoints. They take no core of their own.
+
+    Args:
+        plan: The plan.
+        root: The run folder.
+    """
+
+    def __init__(self, plan: Plan, root: Path) -> None:
+        self._plan, self._root = plan, root
+        self._shares = shares(plan.sites, num_reducers(plan)) if plan.law.kind == "sketch" else []
+        self._ray: Any = None
+        self._actors: list[Any] = []
+
+    @contextlib.contextmanager
+    def running(self, ray: Any) -> Iterator[None]:  # noqa: ANN401
+        """A context in which the actors run."""
+        self._ray = ray
+        self._actors = [self._start(owned) for owned in self._shares]
+        try:
+            yield
+        finally:
+            for actor in self._actors:
+                ray.kill(actor)
+            self._actors = []
+
+    def fold(self, receipt: Receipt) -> None:
+        """Hands a unit to every actor. What becomes of it shows in `reduce`, which folds what is missing."""
+        for actor in self._actors:
+            actor.fold.remote(receipt)
+
+    def reduce(self, receipts: Sequence[Receipt]) -> None:
+        """Waits until every actor has folded these units and written its laws.
+
+        Raises:
+            WorkerLostError: An actor died again and again.
+        """
+        ray = self._ray
+        todo = {place: self._actors[place].finish.remote(list(receipts)) for place in range(len(self._actors))}
+        for attempt in range(1, ATTEMPTS + 1):
+            lost: dict[int, BaseException] = {}
+            for place, ref in todo.items():
+                try:
+                    ray.get(ref)
+                except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as exc:
+                    lost[place] = exc
+                except ray.exceptions.RayTaskError as exc:
+                    raise _own(exc) from exc
+            todo = {place: self._replace(place).finish.remote(list(receipts)) for place in lost}
+            if not lost:
+                return
+            cause = next(iter(lost.values()))
+            if attempt == ATTEMPTS:
+                raise WorkerLostError("reducing the sketches", attempt, type(cause).__name__) from cause
+
+    def _replace(self, place: int) -> Any:  # noqa: ANN401
+        self._ray.kill(self._actors[place])
+        self._actors[place] = self._start(self._shares[place])
+        return self._actors[place]
+
+    def _start(self, owned: Sequence[int]) -> Any:  # noqa: ANN401
+        actor = self._ray.remote(Reducer)
+        environment = {"OMP_NUM_THREADS": "1"}
+        return actor.options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}
+        ).remote(self._plan, self._root, owned)
 
 
 def _own(error: Any) -> BaseException:  # noqa: ANN401

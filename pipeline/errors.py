@@ -13,7 +13,9 @@ PipelineError
 │   ├── TemplateError                           the model has no chat template
 │   ├── PromptLengthError                       max_tokens is more than the model has positions for
 │   ├── DeviceError                             this machine lacks the device
-│   ├── MemoryPlanError                         one worker cannot hold the model and a unit
+│   ├── MemoryPlanError                         a worker cannot hold the model and a unit, or a reducer its laws
+│   ├── ExactLawError                           exact laws of so many samples cannot be held
+│   ├── SampleCountError                        a side has more samples than a sketch can count
 │   ├── QuotaError                              the activations would pass the quota
 │   ├── OtherPlanError                          the run folder holds a run of another plan
 │   └── RunNotFoundError     FileNotFoundError  the folder holds no run
@@ -35,6 +37,8 @@ says what was found, what was wanted and what to do.
 
 import difflib
 from collections.abc import Sequence
+
+from schemas.plan import Memory
 
 
 class PipelineError(Exception):
@@ -212,22 +216,54 @@ class DeviceError(InputError):
 
 
 class MemoryPlanError(InputError):
-    """One worker cannot hold the model, a forward and a unit.
+    """A worker cannot hold the model, a forward and a unit, or the reducers their laws.
 
     Args:
-        parts: Bytes of the weights, of a forward's live tensors, of a unit's activations (held twice), and available.
+        memory: What was planned.
     """
 
-    def __init__(self, parts: Sequence[int]) -> None:
-        super().__init__(parts)
-        self.parts = tuple(parts)
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.memory = memory
 
     def __str__(self) -> str:
-        weights, forward, block, available = (f"{part / 2**30:.2f} GiB" for part in self.parts)
+        parts = ("weights", "forward", "block", "sketch", "reducer", "available")
+        weights, forward, block, sketch, reducer, available = (
+            f"{getattr(self.memory, part) / 2**30:.2f} GiB" for part in parts
+        )
+        reducers = f", and a reducer needs {reducer} beside it" if self.memory.reducer else ""
         return (
-            f"a worker needs {weights} for weights, {forward} for a forward and twice {block} for a unit's "
-            f"activations, but has {available}; take fewer workers, a smaller unit_size or batch_tokens, fewer "
-            "hookpoints, or a smaller dtype"
+            f"a worker needs {weights} for weights, {forward} for a forward, twice {block} for a unit's "
+            f"activations and {sketch} for its sketches{reducers}, but has {available}; take fewer workers, a smaller "
+            "unit_size or batch_tokens, fewer hookpoints, or a smaller dtype"
+        )
+
+
+class ExactLawError(InputError):
+    """Exact laws of so many samples cannot be held."""
+
+    def __init__(self, num_samples: int, needed: int, available: int) -> None:
+        super().__init__(num_samples, needed, available)
+        self.num_samples, self.needed, self.available = num_samples, needed, available
+
+    def __str__(self) -> str:
+        return (
+            f"exact laws of {self.num_samples:,} samples a side need {self.needed / 2**30:.2f} GiB for the widest "
+            f"hookpoint, and there are {self.available / 2**30:.2f} GiB; take `law: {{kind: sketch}}`, or fewer prompts"
+        )
+
+
+class SampleCountError(InputError):
+    """A side has more samples than a sketch can count."""
+
+    def __init__(self, found: int, most: int) -> None:
+        super().__init__(found, most)
+        self.found, self.most = found, most
+
+    def __str__(self) -> str:
+        return (
+            f"a side has {self.found:,} samples, and a sketch counts at most {self.most:,}; take fewer prompts, or "
+            "another pooling than all"
         )
 
 

@@ -1,37 +1,35 @@
-"""Extraction: one unit of prompts through the model, its pooled activations into one shard, its receipt last."""
+"""Extraction: one unit of prompts through the model, a file each of its activations and sketches, the receipt last."""
 
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from act.capture import Capture
-from act.fingerprint import fingerprint
 from pipeline import machine
-from pipeline.errors import OtherNumericsError
 from pipeline.folder import RunFolder
+from pipeline.forward import Forward
+from pipeline.frames import choose_frame, write_frame
 from pipeline.ledger import Ledger, measure
-from pipeline.models import AbstractModel, Packed, open_located
-from pipeline.plan import packing_rule
+from pipeline.models import Packed
 from pipeline.prompts import Snapshot
-from pipeline.store import ActivationStore
-from pipeline.store.activations import Block
-from schemas.job import Job
-from schemas.plan import SIDES, Plan, SideName, Unit
-from schemas.receipt import Quarantined, Receipt
+from pipeline.sketch import HistogramSketch
+from pipeline.sketching import Sketcher, counting
+from pipeline.store import ActivationStore, SketchStore
+from pipeline.store.activations import Block, kept_rows
+from schemas.plan import LAWS, SIDES, LawName, Plan, SideName, Unit
+from schemas.receipt import Output, OutputKind, Quarantined, Receipt
 
 EMPTY = "empty: no tokens"
 
 
 @final
 class Extractor:
-    """Runs units of prompts through the model and stores their pooled activations.
+    """Runs units of prompts through the model, and stores their pooled activations and sketches.
 
     A plain class: only `pipeline.cluster` makes it an actor, so tests call it in process. The model is loaded by
     `ready`, or by the first unit.
@@ -43,9 +41,11 @@ class Extractor:
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self._plan, self._folder = plan, RunFolder(root)
-        self._store = ActivationStore(self._folder.activations, plan)
+        self._forward = Forward(plan)
+        self._sketcher = Sketcher(plan, self._folder)
+        self._activations = ActivationStore(self._folder.activations, plan)
+        self._sketches = SketchStore(self._folder.sketches, plan)
         self._ledger = Ledger(self._folder, plan)
-        self._block: Block = np.empty((0, plan.width), np.float32)
 
     def ready(self) -> int:
         """Loads the model, and returns the process id of the worker.
@@ -54,8 +54,15 @@ class Extractor:
             OtherNumericsError: This machine computes other bits than the plan says.
             ModelLoadError: The model cannot be loaded.
         """
-        self._fingerprint  # noqa: B018 - loads the model
+        self._forward.fingerprint  # noqa: B018 - loads the model
         return os.getpid()
+
+    def settle_frame(self, law: LawName) -> None:
+        """Chooses and writes the frame of a law, unless there is one. It depends on the plan alone."""
+        path = self._folder.frame(law)
+        if not path.exists():
+            prompts = self._prompts["target" if law == "target" else "source"].unit(0)
+            write_frame(path, choose_frame(self._plan, law, self._forward, prompts))
 
     def extract(self, unit: Unit) -> Receipt:
         """Stores one unit and commits its receipt.
@@ -68,27 +75,22 @@ class Extractor:
     def _extract(self, unit: Unit) -> Receipt:
         begin = time.perf_counter()
         prompts = self._prompts[unit.side].unit(unit.index)
-        packed = self._model.pack(prompts, unit.start, packing_rule(self._plan.spec))
-        block = self._clear(unit)
+        tokens = self._sketcher.empty("tokens", self._forward.device) if self._plan.sketches("tokens", unit) else None
         start = time.perf_counter()
-        with _threads(self._plan.numerics.threads):
-            self._run(packed, block)
+        packed, block = self._forward.run(prompts, unit.start, None if tokens is None else counting(tokens))
         compute = time.perf_counter() - start
         num_tokens, quarantined = self._judge(unit, packed, block)
-        path = self._store.write(unit, block)
-        size, checksum = measure(path)
+        outputs = tuple(self._write(unit, block, kept_rows(num_tokens, self._plan.rows_per_prompt), tokens))
         receipt = Receipt(
             plan=self._plan.fingerprint,
-            model=self._fingerprint,
+            model=self._forward.fingerprint,
             side=unit.side,
             unit=unit.index,
             num_prompts=unit.num_prompts,
             num_tokens=num_tokens,
             num_truncated=packed.num_truncated,
             quarantined=quarantined,
-            shard=path.relative_to(self._folder.root).as_posix(),
-            size=size,
-            crc32c=checksum,
+            outputs=outputs,
             seconds=time.perf_counter() - begin,
             compute_seconds=compute,
             worker=os.getpid(),
@@ -96,54 +98,24 @@ class Extractor:
         )
         return self._ledger.commit(unit, receipt)
 
-    @cached_property
-    def _model(self) -> AbstractModel:
-        job, wanted = Job.model_validate(self._plan.spec), self._plan.numerics
-        device = machine.pick_device(job.compute.device)
-        found = machine.numerics(device, wanted.dtype, wanted.threads, wanted.attention)
-        if found != wanted:
-            raise OtherNumericsError(str(wanted), str(found))
-        with _threads(wanted.threads):
-            return open_located(job.model, Path(self._plan.location)).load(device)
+    def _write(
+        self, unit: Unit, block: Block, kept: NDArray[np.bool_], tokens: list[HistogramSketch] | None
+    ) -> Iterator[Output]:
+        """Writes what a unit leaves, and yields what the receipt says of each file."""
+        if self._plan.keeps_activations:
+            yield self._output("activations", self._activations.write(unit, block))
+        for law in LAWS:
+            if self._plan.sketches(law, unit):
+                sketches = tokens if law == "tokens" else self._sketcher.pooled(law, block, kept)
+                assert sketches is not None, "the tokens were sketched"
+                yield self._output(law, self._sketches.write(law, unit, self._sketcher.words(sketches)))
+
+    def _output(self, kind: OutputKind, path: Path) -> Output:
+        return Output(kind, path.relative_to(self._folder.root).as_posix(), *measure(path))
 
     @cached_property
     def _prompts(self) -> dict[SideName, Snapshot]:
         return {name: Snapshot.open(self._folder.prompts(name)) for name in SIDES}
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(self._model.root)
-
-    def _clear(self, unit: Unit) -> Block:
-        """The block of a unit, NaN everywhere. One allocation serves all units, so a worker's memory stays flat."""
-        rows = unit.num_prompts * self._plan.rows_per_prompt
-        if len(self._block) < rows:
-            self._block = np.empty((rows, self._plan.width), np.float32)
-        block = self._block[:rows]
-        block.fill(np.nan)
-        return block
-
-    def _run(self, packed: Packed, block: Block) -> None:
-        columns = list(self._plan.columns.values())
-        rows = np.empty(0, np.intp)
-
-        def keep(site: int, sample: torch.Tensor) -> None:
-            block[rows, columns[site]] = sample.float().cpu().numpy()
-
-        clock = self._model.clock(self._plan.timesteps)
-        capture = Capture(self._model.modules, self._plan.sites, self._plan.spec["pooling"], keep, clock)
-        with capture.reading():
-            for batch in packed.batches:
-                rows = self._rows(batch.rows, packed.num_tokens)
-                with capture.batch(batch.spans):
-                    self._model.forward(batch)
-
-    def _rows(self, prompts: tuple[int, ...], num_tokens: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        """Rows of the block that the samples of some prompts go to, in the order in which pooling gives them."""
-        per_prompt = self._plan.rows_per_prompt
-        if per_prompt == 1:
-            return np.asarray(prompts, np.intp)
-        return np.concatenate([row * per_prompt + np.arange(num_tokens[row]) for row in prompts])
 
     def _judge(self, unit: Unit, packed: Packed, block: Block) -> tuple[tuple[int, ...], tuple[Quarantined, ...]]:
         """Quarantines the prompts that have no tokens, or whose activations are not finite."""
@@ -167,14 +139,3 @@ class Extractor:
         column = int(np.argmin(finite))
         site = next(name for name, part in self._plan.columns.items() if part.start <= column < part.stop)
         return f"non-finite activation at {site}"
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """A context with a number of intra-op threads; what the process had before comes back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,24 +1,23 @@
-"""The fit: stored samples become laws, laws become maps, maps become a steer."""
+"""The fit: laws become maps, maps become a steer."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 
 from act.fit import describe, site_card
-from act.marginal import Marginal
 from act.steer import Steer
-from act.transport import Support, TransportMap
+from act.transport import AbstractMap, Selection, Support, Transport, scores, select
 from act.transport import fit as fit_map
 from pipeline.errors import NothingLeftError
-from pipeline.store import ActivationStore
-from schemas.card import Card, SideCard, SiteCard
-from schemas.plan import Plan, SideName
+from pipeline.laws import Laws
+from schemas.card import FORMAT_VERSION, Card, SideCard, SiteCard
+from schemas.plan import LAWS, SIDES, Plan, SideName
 from schemas.receipt import Receipt
 
 
 def fit(
     plan: Plan,
-    store: ActivationStore,
+    laws: Laws,
     receipts: Sequence[Receipt],
     on_site: Callable[[], None] = lambda: None,
 ) -> Steer:
@@ -26,67 +25,100 @@ def fit(
 
     Args:
         plan: The plan.
-        store: Its activations.
+        laws: Its laws.
         receipts: The receipts of all units.
         on_site: Called after each site.
 
     Raises:
         NothingLeftError: Every prompt of a side is quarantined.
-        DamagedRunError: The store does not hold what the receipts say.
+        DamagedRunError: A store does not hold what the receipts say.
     """
-    sides: dict[SideName, list[Receipt]] = {
-        name: sorted((r for r in receipts if r.side == name), key=lambda receipt: receipt.unit)
-        for name in ("source", "target")
-    }
-    cards = {name: _side_card(plan, name, sides[name]) for name in sides}
-    maps: dict[str, TransportMap] = {}
+    sides = tuple(_side_card(plan, name, [one for one in receipts if one.side == name]) for name in SIDES)
+    transport = read_transport(plan)
+    chosen = _chosen(plan, laws, transport.select)
+    maps: dict[str, AbstractMap] = {}
     lines: list[SiteCard] = []
-    transport = plan.spec["transport"]
-    support = _support(transport["support"])
-    for site in plan.sites:
-        columns = plan.columns[site.hookpoint]
-        laws = [_law(store, name, columns, sides[name]) for name in sides]
-        maps[site.hookpoint] = fit_map(transport["method"], *laws, support=support)
-        lines.append(site_card(site, maps[site.hookpoint], laws[0]))
+    for number, site in enumerate(plan.sites):
+        source, target, tokens = (laws.marginal(law, number) for law in LAWS)
+        fitted = fit_map(
+            transport.method,
+            source,
+            target,
+            support=transport.where,
+            tokens=tokens,
+            threshold=transport.threshold,
+            samples=_samples(laws, number) if transport.method == "iti-probe" else None,
+        )
+        maps[site.hookpoint] = fitted if chosen is None else fitted.restricted_to(chosen[number])
+        lines.append(site_card(site, maps[site.hookpoint], source, tokens, laws.misfits(number).left))
         on_site()
-    card = Card(
-        format_version=1,
+    return Steer(_card(plan, transport, lines, sides, receipts[0].model), maps)
+
+
+def read_transport(plan: Plan) -> Transport:
+    """Returns what kind of map a plan wants."""
+    written = plan.spec["transport"]
+    chosen = written["select"]
+    return Transport(
+        method=written["method"],
+        support=_support(written["support"]),
+        threshold=written.get("threshold", Transport.threshold),
+        select=None if chosen is None else Selection(chosen["by"], chosen["top"], chosen["of"], chosen["across"]),
+    )
+
+
+def _support(written: Support | Sequence[float]) -> Support:
+    if isinstance(written, str):
+        return written
+    low, high = written
+    return float(low), float(high)
+
+
+def _chosen(plan: Plan, laws: Laws, selection: Selection | None) -> list[torch.Tensor] | None:
+    """Returns which neurons of each site are moved, after a pass over all laws; None moves all."""
+    if selection is None:
+        return None
+    found = [
+        scores(selection.by, laws.marginal("source", number), laws.marginal("target", number))
+        for number in range(len(plan.sites))
+    ]
+    return select(selection, found)
+
+
+def _samples(laws: Laws, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return laws.samples("source", number), laws.samples("target", number)
+
+
+def _card(plan: Plan, transport: Transport, lines: Sequence[SiteCard], sides: Sequence[SideCard], model: str) -> Card:
+    source, target = sides
+    return Card(
+        format_version=FORMAT_VERSION,
         name=plan.spec["name"],
         kind=plan.model.kind,
-        method=transport["method"],
-        support=describe(support),
+        method=transport.method,
+        support=describe(transport.where),
+        threshold=transport.threshold,
+        select=str(transport.select or ""),
+        law=plan.law.kind,
         pooling=plan.spec["pooling"],
         template=plan.spec["template"],
         estimation=plan.spec["estimation"],
         sites=tuple(lines),
         timesteps=plan.timesteps,
-        source=cards["source"],
-        target=cards["target"],
-        model_fingerprint=receipts[0].model,
+        source=source,
+        target=target,
+        model_fingerprint=model,
         checkpoint_fingerprint=plan.model.fingerprint,
         numerics=vars(plan.numerics),
         plan=plan.fingerprint,
         spec=plan.spec,
         tensors="",
     )
-    return Steer(card, maps)
-
-
-def _law(store: ActivationStore, name: SideName, columns: slice, receipts: Sequence[Receipt]) -> Marginal:
-    return Marginal.from_samples(torch.from_numpy(store.samples(name, columns, receipts)))
-
-
-def _support(written: str | Sequence[float]) -> Support:
-    if isinstance(written, str):
-        return "unbounded" if written == "unbounded" else "observed"
-    low, high = written
-    return float(low), float(high)
 
 
 def _side_card(plan: Plan, name: SideName, receipts: Sequence[Receipt]) -> SideCard:
     side = plan.side(name)
-    kept = (min(tokens, plan.rows_per_prompt) for receipt in receipts for tokens in receipt.num_tokens)
-    num_samples = sum(kept)
+    num_samples = sum(min(tokens, plan.rows_per_prompt) for receipt in receipts for tokens in receipt.num_tokens)
     if num_samples == 0:
         reasons = [f"{name} row {lost.row} ({lost.reason})" for receipt in receipts for lost in receipt.quarantined]
         raise NothingLeftError(side.num_prompts, 0, reasons[:3])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from schemas.plan import SideName, Unit
+from schemas.plan import LawName, SideName, Unit
 
 
 @final
@@ -39,6 +39,16 @@ class RunFolder:
         return self.root / "activations.zarr"
 
     @property
+    def sketches(self) -> Path:
+        """The Zarr store of sketches and finished laws."""
+        return self.root / "sketches.zarr"
+
+    @property
+    def running(self) -> Path:
+        """What each reducer last said of its running laws, a file each."""
+        return self.root / "running"
+
+    @property
     def steer(self) -> Path:
         """The artifact."""
         return self.root / "steer"
@@ -57,11 +67,15 @@ class RunFolder:
         """The canonical copy of one side's prompts, a row group a unit."""
         return self.root / "prompts" / f"{side}.parquet"
 
+    def frame(self, law: LawName) -> Path:
+        """The frame in which the samples of a law are counted."""
+        return self.root / "frames" / f"{law}.safetensors"
+
     def receipt(self, unit: Unit) -> Path:
         """The receipt of a unit."""
         return self.root / "receipts" / unit.side / f"{unit.index:08d}.json"
 
     def make(self) -> None:
         """Makes the folders that files are written into."""
-        for part in ("prompts", "receipts/source", "receipts/target"):
+        for part in ("prompts", "frames", "running", "receipts/source", "receipts/target"):
             (self.root / part).mkdir(parents=True, exist_ok=True)

@@ -66,20 +66,21 @@ class Ledger:
         return done, missing
 
     def verify(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
-        """Yields each receipt once its shard was found to be the file that the receipt speaks of.
+        """Yields each receipt once its files were found to be those that the receipt speaks of.
 
         Raises:
-            DamagedRunError: A shard is missing, or its size or checksum differs.
+            DamagedRunError: A file is missing, or its size or checksum differs.
         """
         for receipt in receipts:
-            path, unit = self._folder.root / receipt.shard, Unit(receipt.side, receipt.unit, 0, receipt.num_prompts)
-            redo = _REDO.format(self._folder.receipt(unit))
-            try:
-                size, checksum = measure(path)
-            except FileNotFoundError as exc:
-                raise DamagedRunError(str(path), "it is missing", redo) from exc
-            if (size, checksum) != (receipt.size, receipt.crc32c):
-                raise DamagedRunError(str(path), "its bytes are not those that its receipt speaks of", redo)
+            redo = _REDO.format(self._folder.receipt(receipt.of(self._plan.unit_size)))
+            for output in receipt.outputs:
+                path = self._folder.root / output.path
+                try:
+                    found = measure(path)
+                except FileNotFoundError as exc:
+                    raise DamagedRunError(str(path), "it is missing", redo) from exc
+                if found != (output.size, output.crc32c):
+                    raise DamagedRunError(str(path), "its bytes are not those that its receipt speaks of", redo)
             yield receipt
 
 

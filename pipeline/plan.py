@@ -9,19 +9,30 @@ from pipeline import machine
 from pipeline.errors import (
     DamagedRunError,
     DeviceError,
+    ExactLawError,
     MemoryPlanError,
     OtherPlanError,
     QuotaError,
     RunNotFoundError,
+    SampleCountError,
 )
 from pipeline.folder import RunFolder
 from pipeline.models import AbstractCheckpoint, PackingRule, open_checkpoint
 from pipeline.prompts import fingerprint
+from pipeline.reduce import num_reducers, shares
+from pipeline.sketch import EXTRA_WORDS, Grid
+from pipeline.sketch.arrays import MAX_SAMPLES
 from schemas import files, record
 from schemas.job import Job
-from schemas.plan import CHUNK_NEURONS, SIDES, Memory, Numerics, Plan
+from schemas.plan import CHUNK_NEURONS, EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan
 
-_FLOAT32 = 4
+#: Bytes of a neuron's sketch on disk. A Gaussian law of a million samples takes fewer, a unit much fewer.
+SKETCH_BYTES = 350
+
+#: Copies of a site's samples, both sides together, while exact laws are made of them.
+_COPIES = 8
+
+_WORD = 4  #: bytes of a float32, and of a sketch's word
 
 
 def packing_rule(spec: Mapping[str, Any]) -> PackingRule:
@@ -50,6 +61,7 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
     checkpoint = open_checkpoint(located.model, cache)
     spec = job.model_dump(mode="json")
     survey = checkpoint.survey(job.hookpoints, packing_rule(spec), device)
+    rows_per_prompt = job.compute.max_tokens if job.pooling == "all" else 1
     plan = Plan(
         version=1,
         spec=spec,
@@ -60,16 +72,45 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
         timesteps=survey.timesteps,
         source=source,
         target=target,
-        rows_per_prompt=job.compute.max_tokens if job.pooling == "all" else 1,
-        memory=Memory(0, 0, 0, 0),
+        rows_per_prompt=rows_per_prompt,
+        law=_law(job, max(source.num_prompts, target.num_prompts) * rows_per_prompt),
+        memory=Memory(0, 0, 0, 0, 0, 0),
         disk=0,
+        sketch_disk=0,
     )
     available = machine.memory_per_worker(device, job.compute.workers)
-    block = _largest_unit(plan) * plan.rows_per_prompt * plan.width * _FLOAT32
-    memory = Memory(plan.model.weight_bytes, survey.forward_bytes, block, available)
-    plan = dataclasses.replace(plan, memory=memory, disk=_disk(plan))
-    _check_budget(plan, job)
+    plan = dataclasses.replace(
+        plan,
+        memory=_memory(plan, survey.forward_bytes, available),
+        disk=_disk(plan),
+        sketch_disk=sum(plan.sketches(law, unit) for law in LAWS for unit in plan.units()) * plan.width * SKETCH_BYTES,
+    )
+    _check_budget(plan, job, device)
     return plan, checkpoint
+
+
+def _law(job: Job, num_samples: int) -> Law:
+    """Returns how samples become laws: values are kept while both sides are small, unless the spec says otherwise.
+
+    Raises:
+        SampleCountError: A sketch would have to count more than its counters hold.
+    """
+    kind = job.law.kind
+    if kind == "auto":
+        kept = num_samples <= EXACT_SAMPLES or job.transport.method == "iti-probe"
+        kind = "exact" if kept else "sketch"
+    if kind == "sketch" and num_samples > MAX_SAMPLES:
+        raise SampleCountError(num_samples, MAX_SAMPLES)
+    return Law(kind, job.law.precision)
+
+
+def _memory(plan: Plan, forward: int, available: int) -> Memory:
+    block = _largest_unit(plan) * plan.rows_per_prompt * plan.width * _WORD
+    sketch = plan.width * (Grid(plan.law.precision).num_cells + EXTRA_WORDS) * _WORD
+    owned = max(sum(plan.sites[n].width for n in share) for share in shares(plan.sites, num_reducers(plan)))
+    widest = max(site.width for site in plan.sites)
+    reducer = (len(LAWS) * owned + widest) * sketch // plan.width if plan.law.kind == "sketch" else 0
+    return Memory(plan.model.weight_bytes, forward, block, 2 * sketch, reducer, available)
 
 
 def check_free(folder: RunFolder, plan: Plan) -> None:
@@ -146,16 +187,29 @@ def _largest_unit(plan: Plan) -> int:
 
 def _disk(plan: Plan) -> int:
     """Bytes of all shards: a shard has full height and its width is rounded up to whole chunks."""
+    if not plan.keeps_activations:
+        return 0
     width = -(-plan.width // CHUNK_NEURONS) * CHUNK_NEURONS
     rows = 0
     for name in SIDES:
         size = min(plan.unit_size, plan.side(name).num_prompts)
         rows += size * -(-plan.side(name).num_prompts // size)
-    return rows * plan.rows_per_prompt * width * _FLOAT32
+    return rows * plan.rows_per_prompt * width * _WORD
 
 
-def _check_budget(plan: Plan, job: Job) -> None:
-    if plan.memory.worker > plan.memory.available:
-        raise MemoryPlanError(dataclasses.astuple(plan.memory))
-    if plan.disk > job.store.quota:
-        raise QuotaError(plan.disk, job.store.quota)
+def _check_budget(plan: Plan, job: Job, device: str) -> None:
+    memory, workers = plan.memory, max(job.compute.workers, 1)
+    reducers = memory.reducer * num_reducers(plan)
+    beside = reducers // workers if device == "cpu" else 0
+    if memory.worker + beside > memory.available:
+        raise MemoryPlanError(memory)
+    if device != "cpu" and reducers > machine.memory_per_worker("cpu", 1):
+        raise MemoryPlanError(memory)
+    if plan.law.kind == "exact":
+        num_samples = max(plan.source.num_prompts, plan.target.num_prompts) * plan.rows_per_prompt
+        needed = _COPIES * num_samples * max(site.width for site in plan.sites) * _WORD
+        host = machine.memory_per_worker("cpu", 1)
+        if needed > host:
+            raise ExactLawError(num_samples, needed, host)
+    if plan.disk + plan.sketch_disk > job.store.quota:
+        raise QuotaError(plan.disk + plan.sketch_disk, job.store.quota)

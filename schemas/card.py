@@ -5,11 +5,11 @@ Plain dataclasses, so that the loader needs nothing but the standard library to 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 from schemas.record import digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 2
 
 
 @final
@@ -22,7 +22,13 @@ class SiteCard:
         module_type: Class name of the module.
         width: Number of neurons.
         displacement: Mean over neurons of ``mean |T(a) - a| / sd(a)`` over the source law, of neurons with spread.
-        transported: Share of the source law's samples that lie inside the support.
+        transported: Share of the source law's samples that lie inside the support, mean over neurons.
+        tokens_transported: The same of the values of single source tokens, which spread wider than pooled ones.
+        neurons_transported: Share of neurons that the map moves at all.
+        error_median: Median over neurons with spread of the map's proven error in units of ``sd(a)``; the largest
+            float32 where there is no bound.
+        error_worst: The largest of the same.
+        misfit: Neurons whose sketch had a frame that did not fit; 0 for laws that keep their samples.
     """
 
     hookpoint: str
@@ -30,6 +36,11 @@ class SiteCard:
     width: int
     displacement: float
     transported: float
+    tokens_transported: float
+    neurons_transported: float
+    error_median: float
+    error_worst: float
+    misfit: int
 
 
 @final
@@ -62,7 +73,10 @@ class Card:
         name: Name of the steer.
         kind: ``causal-lm`` or ``text-to-image``, or ``module`` when fitted in memory on any other module.
         method: Method of the transport.
-        support: ``observed``, ``unbounded``, or the two percentiles.
+        support: ``observed``, ``tokens``, ``unbounded``, or the two percentiles.
+        threshold: Average precision above which ``det-zero`` set a neuron; other methods do not use it.
+        select: Which neurons are moved, such as ``top 64 neurons of each site by w2``; empty for all.
+        law: What the laws kept of each neuron: ``exact`` for every sample, ``sketch`` for counted cells.
         pooling: How the tokens of a prompt became one sample.
         template: ``plain`` or ``chat``.
         estimation: ``simultaneous``.
@@ -79,11 +93,14 @@ class Card:
         checksum: SHA-256 of this card as it is written with an empty checksum; empty until saved.
     """
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: str
     kind: str
     method: str
     support: str
+    threshold: float
+    select: str
+    law: str
     pooling: str
     template: str
     estimation: str

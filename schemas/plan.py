@@ -11,8 +11,19 @@ from schemas.record import digest
 SideName = Literal["source", "target"]
 SIDES: tuple[SideName, ...] = ("source", "target")
 
-#: Neurons of one inner chunk of the activation store.
+#: A law is that of a side's pooled samples, or that of the source's single tokens.
+LawName = Literal["source", "target", "tokens"]
+LAWS: tuple[LawName, ...] = ("source", "target", "tokens")
+
+#: Neurons of one inner chunk of the stores.
 CHUNK_NEURONS = 64
+
+#: Most samples a side of which a law keeps the values, unless the spec says otherwise.
+EXACT_SAMPLES = 1024
+
+#: The tokens of the units that begin among so many source prompts become a law of their own; with the support
+#: ``tokens``, those of all units.
+TOKEN_PROMPTS = 1024
 
 
 @final
@@ -87,25 +98,43 @@ class SideFacts:
 
 @final
 @dataclass(frozen=True)
+class Law:
+    """How the samples of a side become a law.
+
+    Args:
+        kind: ``exact`` keeps the values; ``sketch`` counts them in a frame.
+        precision: The sketch has ``2 ** precision`` buckets in each octave.
+    """
+
+    kind: Literal["exact", "sketch"]
+    precision: int
+
+
+@final
+@dataclass(frozen=True)
 class Memory:
-    """Peak bytes of one worker, from shapes.
+    """Peak bytes of one worker, and of one reducer, from shapes.
 
     Args:
         weights: The model's weights.
         forward: Live tensors of the largest micro-batch's forward.
         block: Pooled activations of one unit.
+        sketch: Sketches of one unit: that of its tokens, and the one being written.
+        reducer: The running laws of the hookpoints that a reducer owns, and a unit of them; 0 without reducers.
         available: What the machine (or GPU) has for one worker.
     """
 
     weights: int
     forward: int
     block: int
+    sketch: int
+    reducer: int
     available: int
 
     @property
     def worker(self) -> int:
         """Peak bytes of one worker. A block being written exists twice: once more as encoded chunks."""
-        return self.weights + self.forward + 2 * self.block
+        return self.weights + self.forward + 2 * self.block + self.sketch
 
 
 @final
@@ -150,8 +179,10 @@ class Plan:
         source: The source side.
         target: The target side.
         rows_per_prompt: Rows of the store for one prompt: 1, or `max_tokens` under pooling ``all``.
-        memory: Peak bytes of a worker.
-        disk: Bytes of the activation store when every unit is written.
+        law: How the samples of a side become a law.
+        memory: Peak bytes of a worker and of a reducer.
+        disk: Bytes of the activation store when every unit is written; 0 when it keeps none.
+        sketch_disk: About the bytes of all sketches of units.
     """
 
     version: Literal[1]
@@ -164,8 +195,10 @@ class Plan:
     source: SideFacts
     target: SideFacts
     rows_per_prompt: int
+    law: Law
     memory: Memory
     disk: int
+    sketch_disk: int
 
     @cached_property
     def fingerprint(self) -> str:
@@ -179,7 +212,7 @@ class Plan:
         compute = {key: self.spec["compute"][key] for key in ("max_tokens", "unit_size", "batch_tokens")}
         places = {"path", "gguf_file", "revision"}
         settings = {key: value for key, value in self.spec["model"].items() if key not in places}
-        facts = {"model", "numerics", "sites", "timesteps", "source", "target", "rows_per_prompt"}
+        facts = {"model", "numerics", "sites", "timesteps", "source", "target", "rows_per_prompt", "law"}
         return {"spec": spec, "compute": compute, "settings": settings} | {
             name: value for name, value in dataclasses.asdict(self).items() if name in facts
         }
@@ -207,6 +240,22 @@ class Plan:
     def num_prompts(self) -> int:
         """Prompts of both sides."""
         return self.source.num_prompts + self.target.num_prompts
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether pooled activations are stored. An exact law is made of them, whatever the spec says of the store."""
+        return self.law.kind == "exact" or bool(self.spec["store"]["activations"] == "all")
+
+    @property
+    def support(self) -> object:
+        """The support: a word, or two percentiles."""
+        return self.spec["transport"]["support"]
+
+    def sketches(self, law: LawName, unit: Unit) -> bool:
+        """Returns whether a unit's samples are sketched for a law."""
+        if law == "tokens":
+            return unit.side == "source" and (self.support == "tokens" or unit.start < TOKEN_PROMPTS)
+        return unit.side == law and self.law.kind == "sketch"
 
     def side(self, name: SideName) -> SideFacts:
         """Returns the side of that name."""

@@ -1,9 +1,12 @@
 """The receipt of a unit: written last, it says that the unit is done and what became of each prompt."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
-from schemas.plan import SideName
+from schemas.plan import SideName, Unit
+
+#: Pooled activations, or the unit's sketch for a law.
+OutputKind = Literal["activations", "source", "target", "tokens"]
 
 
 @final
@@ -22,6 +25,24 @@ class Quarantined:
 
 @final
 @dataclass(frozen=True)
+class Output:
+    """One file that a unit wrote.
+
+    Args:
+        kind: ``activations``, or the law whose samples of this unit it sketches.
+        path: Relative to the run folder.
+        size: Bytes of the file.
+        crc32c: Checksum of the file.
+    """
+
+    kind: OutputKind
+    path: str
+    size: int
+    crc32c: int
+
+
+@final
+@dataclass(frozen=True)
 class Receipt:
     """One finished unit.
 
@@ -34,9 +55,7 @@ class Receipt:
         num_tokens: Real tokens of each prompt that the model saw, after truncation; 0 for a quarantined prompt.
         num_truncated: Prompts cut to `max_tokens`.
         quarantined: Prompts that gave no activation.
-        shard: Path of the unit's shard file, relative to the run folder.
-        size: Bytes of the shard file.
-        crc32c: Checksum of the shard file.
+        outputs: The files that the unit wrote.
         seconds: Wall time of the unit on its worker.
         compute_seconds: The part of it that the model's forwards took, pooling included.
         worker: Process id of the worker.
@@ -51,10 +70,17 @@ class Receipt:
     num_tokens: tuple[int, ...]
     num_truncated: int
     quarantined: tuple[Quarantined, ...]
-    shard: str
-    size: int
-    crc32c: int
+    outputs: tuple[Output, ...]
     seconds: float
     compute_seconds: float
     worker: int
     peak_memory: int
+
+    def output(self, kind: OutputKind) -> Output | None:
+        """Returns the unit's file of a kind, if it wrote one."""
+        return next((output for output in self.outputs if output.kind == kind), None)
+
+    def of(self, unit_size: int) -> Unit:
+        """Returns the unit that it is the receipt of, given the prompts of a full unit."""
+        start = self.unit * unit_size
+        return Unit(self.side, self.unit, start, start + self.num_prompts)

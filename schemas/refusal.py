@@ -10,14 +10,29 @@ from schemas.document import Document, Path, SpecError, dotted, shown
 
 # Words of the spec that belong to later versions.
 _LATER: Mapping[str, tuple[str, ...]] = {
-    "transport.method": ("det-zero", "actadd", "caa", "aura", "east", "iti-mean", "iti-probe", "gaussian", "quantile"),
-    "transport.support": ("tokens",),
     "estimation": ("sequential",),
-    "store.activations": ("sample", "none"),
+    "store.activations": ("sample",),
 }
 
 # What others call our words, where the letters alone would not lead there.
 _ALSO_CALLED = {"avg": "mean", "average": "mean", "half": "float16", "fp16": "float16", "fp32": "float32"}
+
+
+@final
+class ConflictError(ValueError):
+    """A key of a section does not go with what stands in another section.
+
+    Args:
+        key: The key, within the section whose validator raises.
+        wanted: What was wanted there.
+    """
+
+    def __init__(self, key: str, wanted: str) -> None:
+        super().__init__(key, wanted)
+        self.key, self.wanted = key, wanted
+
+    def __str__(self) -> str:
+        return self.wanted
 
 
 @final
@@ -82,9 +97,10 @@ def _finding(spec: Document, error: Mapping[str, Any], job: type) -> _Finding:
             )
         return _Finding(place, missing=False, problem=_wrong(place, value[key], None, words))
     if kind == "value_error":
-        return _Finding(
-            place, missing=False, problem=f"{dotted(place)!r} is {shown(value)}; wanted {error['ctx']['error']}"
-        )
+        cause = error["ctx"]["error"]
+        if isinstance(cause, ConflictError) and isinstance(value, Mapping):
+            place, value = (*place, cause.key), value[cause.key]
+        return _Finding(place, missing=False, problem=f"{dotted(place)!r} is {shown(value)}; wanted {cause}")
     return _Finding(place, missing=False, problem=_wrong(place, value, field, _words(field)))
 
 
@@ -93,7 +109,8 @@ def _place(values: Mapping[str, Any], loc: Path, section: type) -> Path:
     place: Path = ()
     here: Any = values
     for step in loc:
-        if step in here if isinstance(here, dict) else isinstance(here, list) and isinstance(step, int):
+        known = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
+        if step in known:
             here = here[step]
             place = (*place, step)
     absent = len(loc) > len(place) and loc[-1] in _fields(section) and place[-1:] != loc[-1:]
@@ -159,21 +176,38 @@ def _wrong(place: Path, value: object, field: Any, words: Sequence[Any]) -> str:
 
 
 def _unknown(place: Path, section: type, job: type) -> str:
-    """Words an unknown key, with the nearest one here or, failing that, anywhere."""
+    """Words an unknown key: who else takes it, or the nearest one here or, failing that, anywhere."""
     key, known = str(place[-1]), tuple(_fields(section))
     where = f"under {dotted(place[:-1])!r}" if len(place) > 1 else "at the top"
-    hint = _hint(key, known, 0.6) or _elsewhere(place, job)
+    hint = _kinds(place, job) or _elsewhere(place, job, 1) or _hint(key, known, 0.6) or _elsewhere(place, job, 0.6)
     return f"unknown key {key!r} {where}; wanted one of {', '.join(known)}{hint}"
 
 
-def _elsewhere(place: Path, job: type) -> str:
-    homes: dict[str, str] = {}
-    for top, field in _fields(job).items():
-        for name, home in [(top, top), *((n, f"{top}.{n}") for s in _sections(field.annotation) for n in _fields(s))]:
-            if home != dotted(place):
-                homes.setdefault(name, home)
-    nearest = difflib.get_close_matches(str(place[-1]), homes, n=1, cutoff=0.6)
-    return f"; did you mean {homes[nearest[0]]!r}?" if nearest else ""
+def _kinds(place: Path, job: type) -> str:
+    """Says for which kinds of its section a key is, empty if for none."""
+    _, field = _walk(job, place[:-1])
+    options = [s for s in _sections(field.annotation) if place[-1] in _fields(s)] if field is not None else []
+    kinds = [str(kind) for option in options for kind in next(filter(None, map(_words, _fields(option).values())), ())]
+    return f"; {str(place[-1])!r} is for {', '.join(kinds)}" if kinds else ""
+
+
+def _elsewhere(place: Path, job: type, cutoff: float) -> str:
+    """Asks for the nearest key in another place, empty if none is near."""
+    homes: dict[str, Path] = {}
+    for home in sorted(_homes(job), key=len):
+        if home != place:
+            homes.setdefault(str(home[-1]), home)
+    nearest = difflib.get_close_matches(str(place[-1]), homes, n=1, cutoff=cutoff)
+    return f"; did you mean {dotted(homes[nearest[0]])!r}?" if nearest else ""
+
+
+def _homes(section: type, place: Path = ()) -> Iterator[Path]:
+    """Yields the place of each key of a section and of those within it; keys that a person makes up have none."""
+    for name, field in _fields(section).items():
+        yield (*place, name)
+        if typing.get_origin(field.annotation) is not Mapping:
+            for inner in _sections(field.annotation):
+                yield from _homes(inner, (*place, name))
 
 
 def _hint(value: object, words: Sequence[Any], cutoff: float) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from act.fingerprint import fingerprint
-from act.steer import CARD, PARTS, TENSORS, Steer
-from act.transport import TransportMap
+from act.steer import CARD, TENSORS, Steer
+from act.transport import AbstractMap, QuantileMap, TransportMap
 from schemas import record
 from schemas.card import Card, SideCard, SiteCard
 
@@ -22,13 +22,19 @@ WIDTHS = {"model.layers.0.norm": 3, "model.layers.1:1": 5, "ünet.mid@2": 4}
 
 def make_card(widths: dict[str, int]) -> Card:
     """A card with odd letters and numbers in it."""
-    sites = tuple(SiteCard(name, "LayerNorm", width, 0.1 + width / 3, 2 / 3) for name, width in widths.items())
+    sites = tuple(
+        SiteCard(name, "LayerNorm", width, 0.1 + width / 3, 2 / 3, 1 / 4, 1.0, 1e-7, 0.01, 0)
+        for name, width in widths.items()
+    )
     return Card(
-        format_version=1,
+        format_version=2,
         name="less toxic 🎸",
         kind="module",
         method="linear",
         support="[1, 99]",
+        threshold=0.5,
+        select="",
+        law="exact",
         pooling="mean",
         template="plain",
         estimation="simultaneous",
@@ -46,11 +52,24 @@ def make_card(widths: dict[str, int]) -> Card:
 
 
 def make_map(width: int, seed: int) -> TransportMap:
-    """A random map whose bits are odd: infinite ends, a negative zero."""
-    scale, shift, ends = torch.randn(3, width, generator=torch.Generator().manual_seed(seed))
-    low, high = ends - 1, ends + 1
-    low[0], high[-1], shift[0] = -torch.inf, torch.inf, -0.0
-    return TransportMap(scale, shift, low, high)
+    """A random map whose bits are odd: infinite ends, a negative zero, no bound on an error."""
+    scale, shift, ends, error = torch.randn(4, width, generator=torch.Generator().manual_seed(seed))
+    low, high, error = ends - 1, ends + 1, error.abs()
+    low[0], high[-1], shift[0], error[0] = -torch.inf, torch.inf, -0.0, torch.inf
+    return TransportMap(scale, shift, low, high, error)
+
+
+def make_quantile_map(width: int, seed: int) -> QuantileMap:
+    """A random map with two numbers of knots among its neurons."""
+    xs, ys = torch.randn(2, width, 7, generator=torch.Generator().manual_seed(seed)).sort(dim=2).values
+    xs[0, 4:], ys[0, 4:] = xs[0, 3], ys[0, 3]
+    return QuantileMap(make_map(width, seed), xs, ys)
+
+
+def make_quantile_steer(widths: dict[str, int] = WIDTHS) -> Steer:
+    """A steer of several sites whose maps have knots."""
+    maps = {name: make_quantile_map(width, width) for name, width in widths.items()}
+    return Steer(replace(make_card(widths), method="quantile"), maps)
 
 
 def make_steer(widths: dict[str, int] = WIDTHS) -> Steer:
@@ -60,16 +79,12 @@ def make_steer(widths: dict[str, int] = WIDTHS) -> Steer:
 
 def bits(steer: Steer) -> dict[str, bytes]:
     """The bits of every map."""
-    return {
-        f"{name}.{part}": getattr(transport, part).numpy().tobytes()
-        for name, transport in steer.maps.items()
-        for part in PARTS
-    }
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors_of(steer).items()}
 
 
 def tensors_of(steer: Steer) -> dict[str, torch.Tensor]:
     """Copies of the tensors that a steer is saved as."""
-    return {f"{name}.{part}": getattr(t, part).clone() for name, t in steer.maps.items() for part in PARTS}
+    return {f"{name}.{part}": one.clone() for name, t in steer.maps.items() for part, one in t.tensors().items()}
 
 
 def forge(folder: Path, tensors: dict[str, torch.Tensor] | bytes, **changes: Any) -> None:
@@ -88,14 +103,26 @@ def window(width: int, seed: int = 0, shift: float = 0.0, reach: float = 1.0) ->
     return TransportMap(scale, moved + shift, -ends, ends)
 
 
-def steer_for(model: nn.Module, maps: Mapping[str, TransportMap]) -> Steer:
+def steer_for(model: nn.Module, maps: Mapping[str, AbstractMap]) -> Steer:
     """A steer of a model whose sites have these maps."""
     modules = dict(model.named_modules())
     sites = tuple(
-        SiteCard(name, type(modules[name.partition(":")[0]]).__name__, transport.num_neurons, 0.0, 1.0)
+        SiteCard(
+            name,
+            type(modules[name.partition(":")[0]]).__name__,
+            transport.num_neurons,
+            displacement=0.0,
+            transported=1.0,
+            tokens_transported=1.0,
+            neurons_transported=1.0,
+            error_median=0.0,
+            error_worst=0.0,
+            misfit=0,
+        )
         for name, transport in maps.items()
     )
-    card = replace(make_card({}), sites=sites, timesteps=(), model_fingerprint=fingerprint(model))
+    method = "quantile" if any(isinstance(transport, QuantileMap) for transport in maps.values()) else "linear"
+    card = replace(make_card({}), method=method, sites=sites, timesteps=(), model_fingerprint=fingerprint(model))
     return Steer(card, maps)
 
 

@@ -1,14 +1,12 @@
 """Linear-AcT: the affine map that is nearest to the monotone transport."""
 
-import torch
-
 from act.marginal import Marginal
-from act.transport.coupling import coupled_covariance
-from act.transport.mean import fit_mean
+from act.transport.affine import Fitted, line_through_means
+from act.transport.coupling import couple
 
 
-def fit_linear(source: Marginal, target: Marginal) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the scale and shift of each neuron, both `[neurons]`, float64.
+def fit_linear(source: Marginal, target: Marginal) -> Fitted:
+    """Returns the line of each neuron.
 
     With `ã` and `b̃` the sorted samples less their means `m_a` and `m_b`, equally many,
 
@@ -16,15 +14,15 @@ def fit_linear(source: Marginal, target: Marginal) -> tuple[torch.Tensor, torch.
 
     which is the least-squares line from the source's order statistics to the target's: Definition 3.1 of Rodriguez et
     al., *Controlling Language and Diffusion Models by Transporting Activations*, arXiv 2410.23054, whose printed
-    denominator has a slip. For unequal counts the sums are integrals of the quantile functions.
+    denominator has a slip. For unequal counts the sums are integrals of the quantile functions. With ρ the correlation
+    of the monotone coupling it is ``scale = ρ s_b / s_a``, which is how it is computed: of cells ρ is known well, and
+    the deviations are known for themselves.
 
-    The scale is never negative. A neuron whose source has no spread, or too little for the scale and shift to be
-    float32 numbers, gets scale 1 and the shift between the means.
+    The scale is never negative. A neuron whose source has no spread, or whose line float32 cannot hold or compute,
+    gets scale 1 and the shift between the means: see `line_through_means`.
     """
-    plain_scale, plain_shift = fit_mean(source, target)
-    variance = source.variance
-    spread = (source.low < source.high) & (variance > 0)
-    scale = coupled_covariance(source, target) / variance.where(spread, 1.0)
-    shift = target.mean - scale * source.mean
-    usable = spread & scale.float().isfinite() & shift.float().isfinite()
-    return scale.where(usable, plain_scale), shift.where(usable, plain_shift)
+    coupling = couple(source, target)
+    (least_a, most_a), (least_b, most_b) = source.deviation_bounds, target.deviation_bounds
+    scale = coupling.correlation * (target.deviation / source.deviation)
+    least, most = coupling.lowest * least_b / most_a, coupling.highest * most_b / least_a
+    return line_through_means(source, target, scale, least, most)

@@ -8,9 +8,9 @@ from act.steer import Steer, load
 from jobs.report.laws import NeuronLaws, most_moved
 from pipeline.errors import DamagedRunError
 from pipeline.folder import RunFolder
+from pipeline.laws import Laws
 from pipeline.ledger import Ledger
 from pipeline.plan import read_plan
-from pipeline.store import ActivationStore
 from schemas import record
 from schemas.card import SiteCard
 from schemas.plan import SIDES, Plan, SideName
@@ -18,7 +18,7 @@ from schemas.receipt import Quarantined, Receipt
 from schemas.timings import Timings
 
 #: Stages in the order in which a job does them.
-STAGES = ("plan", "model", "workers", "extract", "fit", "save")
+STAGES = ("plan", "model", "workers", "frames", "extract", "reduce", "fit", "save")
 
 MOST_SITES = 500
 MOST_LOST = 100
@@ -76,7 +76,8 @@ class Cost:
         stages: Wall time of each stage in seconds, in order; empty when the run kept none.
         prompts_per_second: Prompts a second of the ``extract`` stage; None when the run kept no times.
         peak_memory: Highest resident memory of any worker, in bytes.
-        disk: Bytes of the stored activations.
+        activations: Bytes of the stored activations.
+        sketches: Bytes of the stored sketches of units.
     """
 
     num_prompts: int
@@ -85,7 +86,8 @@ class Cost:
     stages: Mapping[str, float]
     prompts_per_second: float | None
     peak_memory: int
-    disk: int
+    activations: int
+    sketches: int
 
     @property
     def seconds(self) -> float:
@@ -147,19 +149,19 @@ def gather(folder: RunFolder, generations: Sequence[Generation]) -> Facts:
     return Facts(
         plan=plan,
         steer=steer,
-        cost=_cost(plan, _timings(folder), [*receipts["source"], *receipts["target"]]),
-        prompts=tuple(_prompts(plan, side, receipts[side]) for side in SIDES),
+        cost=_cost(plan, _timings(folder), receipts),
+        prompts=tuple(_prompts(plan, side, [one for one in receipts if one.side == side]) for side in SIDES),
         sites=_listed(steer.card.sites),
-        neurons=most_moved(plan, steer, ActivationStore(folder.activations, plan), receipts),
+        neurons=most_moved(plan, steer, Laws(plan, folder.root, receipts)),
         texts=_table(generations),
     )
 
 
-def _receipts(folder: RunFolder, plan: Plan) -> dict[SideName, list[Receipt]]:
+def _receipts(folder: RunFolder, plan: Plan) -> list[Receipt]:
     done, missing = Ledger(folder, plan).split(plan.units())
     if missing:
         raise DamagedRunError(str(folder.root / "receipts"), f"{len(missing)} are missing though the run has a steer")
-    return {side: [receipt for receipt in done if receipt.side == side] for side in SIDES}
+    return done
 
 
 def _timings(folder: RunFolder) -> Timings | None:
@@ -174,6 +176,7 @@ def _timings(folder: RunFolder) -> Timings | None:
 def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> Cost:
     kept = timings or Timings(workers=len({receipt.worker for receipt in receipts}))
     order = [*(name for name in STAGES if name in kept.stages), *(name for name in kept.stages if name not in STAGES)]
+    outputs = [output for receipt in receipts for output in receipt.outputs]
     extracting = kept.stages.get("extract", 0.0)
     return Cost(
         num_prompts=plan.num_prompts,
@@ -182,7 +185,8 @@ def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> C
         stages={name: kept.stages[name] for name in order},
         prompts_per_second=kept.prompts / extracting if kept.prompts and extracting > 0 else None,
         peak_memory=max(receipt.peak_memory for receipt in receipts),
-        disk=sum(receipt.size for receipt in receipts),
+        activations=sum(output.size for output in outputs if output.kind == "activations"),
+        sketches=sum(output.size for output in outputs if output.kind != "activations"),
     )
 
 

@@ -10,9 +10,11 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from jobs.report.grid import Grid
-from jobs.report.laws import NeuronLaws, Values
+from jobs.report.laws import NeuronLaws
+from jobs.report.pushforward import Values
 from jobs.report.svg import Ink, drawing, inline
-from jobs.report.text import duration, elide, visible
+from jobs.report.text import duration, elide
+from jobs.text import visible
 
 #: Up to so many cells each says its site and value; more are one image, which stays small.
 MOST_CELLS = 2000
@@ -128,17 +130,16 @@ def _percent(law: Values) -> Values:
 
 
 def _draw_map(axes: Axes, neuron: NeuronLaws) -> None:
-    shift = float(neuron.transport.shift[0])
     left, right = neuron.edges[[0, -1]].tolist()
-    low, high = np.clip([float(neuron.transport.low[0]), float(neuron.transport.high[0])], left, right).tolist()
-    inside = np.array([low, high])
+    inside, moved = neuron.curve
+    low, high = inside[[0, -1]].tolist()
     axes.axvspan(low, high, color=Ink.ACCENT, alpha=0.12, linewidth=0)
     axes.plot([left, right], [left, right], color=Ink.MUTED, linewidth=1, linestyle=(0, (2, 3)))
     for ends in ([left, low], [high, right]):
         if ends[0] < ends[1]:
             axes.plot(ends, ends, color=Ink.ACCENT, linewidth=1.2)
-    axes.plot(inside, neuron.scale * inside + shift, color=Ink.ACCENT, linewidth=2)
-    axes.set(xlabel="activation a", ylim=_room(np.array([left, right, *(neuron.scale * inside + shift)])))
+    axes.plot(inside, moved, color=Ink.ACCENT, linewidth=2)
+    axes.set(xlabel="activation a", ylim=_room(np.array([left, right, *moved])))
     _name(axes, "T(a)")
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=11)

@@ -1,35 +1,25 @@
-"""The laws that the report draws: those of the most moved neurons, read from the store."""
+"""The laws that the report draws: those of the most moved neurons."""
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from act.marginal import Marginal
 from act.steer import Steer
-from act.transport import TransportMap
-from pipeline.store import ActivationStore
-from schemas.plan import CHUNK_NEURONS, Plan, SideName, Site
-from schemas.receipt import Receipt
+from act.transport import AbstractMap
+from jobs.report.pushforward import Pushforward, Values, corners
+from pipeline.laws import Laws
+from schemas.plan import Plan
 
 NUM_NEURONS = 9
 NUM_OF_ONE_SITE = 2
 
-#: Samples that are read at once: 64 MiB of float32.
-READ_SIZE = 1 << 24
-
 #: Share of each law that is drawn; the rest are its outermost values.
 DRAWN = 0.99
-
-Receipts = Mapping[SideName, Sequence[Receipt]]
-Values = NDArray[np.float64]
-
-#: Reads the samples of some columns of the store, `[samples, columns]`.
-Read = Callable[[slice], NDArray[np.float32]]
 
 
 @final
@@ -54,7 +44,9 @@ class NeuronLaws:
         target: The same of the target.
         transported: The same of the source's samples after the map.
         means: Mean of source, target and transported.
-        transport: The neuron's map, of one neuron.
+        scale: Slope of the map; of a map with knots that of the line nearest to it.
+        curve: Corners of the map over its support, as far as the bins reach: activations, and where they go,
+            `[corners]` each.
     """
 
     moved: Moved
@@ -63,82 +55,96 @@ class NeuronLaws:
     target: Values
     transported: Values
     means: tuple[float, float, float]
-    transport: TransportMap
-
-    @property
-    def scale(self) -> float:
-        """Slope of the map."""
-        return float(self.transport.scale[0])
+    scale: float
+    curve: tuple[Values, Values]
 
 
-def most_moved(plan: Plan, steer: Steer, store: ActivationStore, receipts: Receipts) -> tuple[NeuronLaws, ...]:
+def most_moved(plan: Plan, steer: Steer, laws: Laws) -> tuple[NeuronLaws, ...]:
     """Returns the laws of the `NUM_NEURONS` most moved neurons, at most `NUM_OF_ONE_SITE` of a site, farthest first.
 
-    The source side is read once, site by site, and a wide side in parts: at most `READ_SIZE` samples, or
-    `CHUNK_NEURONS` neurons, are in memory. A neuron without spread is never among them: it has no law to draw.
+    One site at a time is in memory: each for its source, then those whose neurons are drawn for both sides. A neuron
+    without spread is never among them, for it has no law to draw, nor is one that is not moved.
 
     Raises:
-        DamagedRunError: The store does not hold what the receipts say.
+        DamagedRunError: A store does not hold what the receipts say.
     """
     ranked: list[Moved] = []
-    columns = plan.columns
-    num_rows = plan.source.num_prompts * plan.rows_per_prompt
-    for site in plan.sites:
-        parts = _parts(columns[site.hookpoint], num_rows)
-        found = _rank(
-            site, steer.maps[site.hookpoint], parts, lambda part: store.samples("source", part, receipts["source"])
-        )
-        ranked = heapq.nlargest(NUM_NEURONS, [*ranked, *heapq.nlargest(NUM_OF_ONE_SITE, found)])
-    return tuple(_laws(plan, moved, steer, (store, receipts)) for moved in ranked)
+    for number, site in enumerate(plan.sites):
+        found = _rank(site.hookpoint, steer.maps[site.hookpoint], laws.marginal("source", number))
+        ranked = heapq.nlargest(NUM_NEURONS, [*ranked, *found])
+    drawn: dict[Moved, NeuronLaws] = {}
+    for number, site in enumerate(plan.sites):
+        here = [moved for moved in ranked if moved.hookpoint == site.hookpoint]
+        drawn |= _draw(here, steer.maps[site.hookpoint], laws, number) if here else {}
+    return tuple(drawn[moved] for moved in ranked)
 
 
-def _rank(site: Site, transport: TransportMap, parts: Iterable[slice], read: Read) -> Iterator[Moved]:
-    """Yields, of the site's neurons, some that are moved farthest; `parts` are its columns of the store, in order."""
-    start = 0
-    for part in parts:
-        neurons = slice(start, start := start + part.stop - part.start)
-        law = Marginal.from_samples(torch.from_numpy(read(part)))
-        spread = law.variance.sqrt()
-        moved = torch.where(spread > 0, _of(transport, neurons).displacement(law) / spread, -torch.inf)
-        best = moved.topk(min(NUM_OF_ONE_SITE, len(moved)))
-        for displacement, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            if displacement >= 0:
-                yield Moved(displacement, site.hookpoint, neurons.start + place)
+def _rank(hookpoint: str, transport: AbstractMap, law: Marginal) -> Iterator[Moved]:
+    """Yields those neurons of a site that are moved farthest."""
+    moved = torch.where(law.deviation > 0, transport.displacement(law) / law.deviation, 0.0)
+    best = moved.topk(min(NUM_OF_ONE_SITE, len(moved)))
+    for displacement, neuron in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        if displacement > 0:
+            yield Moved(displacement, hookpoint, neuron)
 
 
-def _parts(columns: slice, num_rows: int) -> Iterator[slice]:
-    step = max(1, READ_SIZE // max(1, num_rows) // CHUNK_NEURONS) * CHUNK_NEURONS
-    for start in range(columns.start, columns.stop, step):
-        yield slice(start, min(start + step, columns.stop))
+def _draw(moved: Sequence[Moved], transport: AbstractMap, laws: Laws, site: int) -> dict[Moved, NeuronLaws]:
+    source, target = laws.marginal("source", site), laws.marginal("target", site)
+    return {
+        one: _laws(one, transport.of(slice(one.neuron, one.neuron + 1)), _of(source, one.neuron), _of(target, one.neuron))
+        for one in moved
+    }
 
 
-def _laws(plan: Plan, moved: Moved, steer: Steer, read: tuple[ActivationStore, Receipts]) -> NeuronLaws:
-    store, receipts = read
-    column = plan.columns[moved.hookpoint].start + moved.neuron
-    here = slice(column, column + 1)
-    transport = _of(steer.maps[moved.hookpoint], slice(moved.neuron, moved.neuron + 1))
-    source = store.samples("source", here, receipts["source"])
-    target = store.samples("target", here, receipts["target"])
-    transported = transport(torch.from_numpy(source)).numpy()
-    laws = [samples[:, 0].astype(np.float64) for samples in (source, target, transported)]
-    edges = _edges(laws)
-    before, wanted, after = (np.histogram(samples, edges)[0] / len(samples) for samples in laws)
-    means = float(laws[0].mean()), float(laws[1].mean()), float(laws[2].mean())
-    return NeuronLaws(moved, edges, before, wanted, after, means, transport)
+def _laws(moved: Moved, transport: AbstractMap, source: Marginal, target: Marginal) -> NeuronLaws:
+    transported = Pushforward.of(source, transport)
+    edges = _edges(source, target, transported)
+    return NeuronLaws(
+        moved=moved,
+        edges=edges,
+        source=_shares(source, edges),
+        target=_shares(target, edges),
+        transported=transported.shares(edges),
+        means=(float(source.mean[0]), float(target.mean[0]), transported.mean),
+        scale=float(transport.tensors()["scale"][0]),
+        curve=_curve(transport, float(edges[0]), float(edges[-1])),
+    )
 
 
-def _edges(laws: Sequence[Values]) -> Values:
+def _edges(source: Marginal, target: Marginal, transported: Pushforward) -> Values:
     """Bins of one width over the central part of all laws together, finer the more samples there are."""
     tail = (1 - DRAWN) / 2
-    ends = np.array([np.quantile(samples, [0, tail, 1 - tail, 1]) for samples in laws])
+    probs = np.array([0, tail, 1 - tail, 1])
+    pair = [law.quantile(torch.from_numpy(probs))[:, 0].numpy() for law in (source, target)]
+    ends = np.stack([*pair, transported.quantile(probs)])
     low, high = ends[:, 1].min(), ends[:, 2].max()
     if (ends[:, 1] == ends[:, 2]).any():  # nearly all samples are one value, and the others would all be left out
         low, high = ends[:, 0].min(), ends[:, 3].max()
     room = 0.03 * (high - low)
-    num_bins = int(np.clip(2.5 * np.sqrt(min(map(len, laws))), 16, 60))
+    num_samples = min(source.num_samples, target.num_samples)
+    num_bins = int(np.clip(2.5 * np.sqrt(num_samples), 16, 60))
     return np.linspace(low - room, high + room, num_bins + 1)
 
 
-def _of(transport: TransportMap, neurons: slice) -> TransportMap:
-    parts = (transport.scale, transport.shift, transport.low, transport.high)
-    return TransportMap(*(part[neurons] for part in parts))
+def _shares(law: Marginal, edges: Values) -> Values:
+    """Returns the share of a law in each bin, as `Pushforward.shares` does."""
+    x = torch.from_numpy(edges)[:, None]
+    reached = law.cdf_below(x)
+    reached[-1:] = law.cdf(x[-1:])
+    return reached[:, 0].diff().numpy()
+
+
+def _curve(transport: AbstractMap, left: float, right: float) -> tuple[Values, Values]:
+    low, high = np.clip([float(transport.low[0]), float(transport.high[0])], left, right)
+    bends = corners(transport).double().numpy()
+    x = np.unique([low, *bends[(bends > low) & (bends < high)], high])
+    return x, transport(torch.from_numpy(x)[:, None])[:, 0].numpy()
+
+
+def _of(law: Marginal, neuron: int) -> Marginal:
+    """Returns the law of one neuron."""
+    here = slice(neuron, neuron + 1)
+    lows = law.lows[here]
+    highs, ends = lows if law.is_exact else law.highs[here], law.ends[here] if len(law.ends) > 1 else law.ends
+    moments = (law.mean, law.variance, law.mean_error, law.deviation_error, law.edge_error)
+    return Marginal(lows, highs, ends, *(part[here] for part in moments))

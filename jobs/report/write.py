@@ -10,9 +10,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from jobs.report import figures
+from jobs.report.bounds import bound, error_bounds
 from jobs.report.facts import Facts, Generation, gather
 from jobs.report.grid import arrange
-from jobs.report.text import count, decimal, duration, size, visible
+from jobs.report.text import count, decimal, duration, power
+from jobs.text import size, visible
 from pipeline.errors import StoreError
 from pipeline.folder import RunFolder
 from schemas import files
@@ -55,21 +57,26 @@ def render(facts: Facts) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
     environment.filters |= {
+        "bound": bound,
         "breakable": _breakable,
         "bytesize": size,
         "count": count,
         "decimal": decimal,
         "duration": duration,
+        "power": power,
     }
-    grid = arrange(facts.steer.card.sites)
+    card = facts.steer.card
+    grid = arrange(card.sites)
     return environment.from_string((package / "page.html.j2").read_text("utf-8")).render(
         facts=facts,
-        card=facts.steer.card,
+        card=card,
         plan=facts.plan,
         cost=facts.cost,
         grid=grid,
         style=Markup((package / "style.css").read_text("utf-8")),
         heat_map=figures.heat_map(grid),
+        misfits=any(site.misfit for site in card.sites),
+        error_bounds=error_bounds(card.sites),
         neurons=[(neuron, figures.neuron_laws(neuron)) for neuron in facts.neurons],
         stage_bars=figures.stage_bars(facts.cost.stages) if facts.cost.stages else "",
         spec=_spec(facts.plan.spec)[:MOST_SPEC],

@@ -82,27 +82,18 @@ class ActivationStore:
             self._read[side] = self._open(side, "r")
         array, parts = self._read[side], []
         for receipt in receipts:
-            rows = self._rows(receipt)
-            start = receipt.unit * self._plan.unit_size * self._plan.rows_per_prompt
-            stop = start + receipt.num_prompts * self._plan.rows_per_prompt
+            rows = kept_rows(receipt.num_tokens, self._plan.rows_per_prompt)
+            unit = receipt.of(self._plan.unit_size)
+            start, stop = (place * self._plan.rows_per_prompt for place in (unit.start, unit.stop))
             try:
                 part = np.asarray(array[start:stop, columns])
             except (ValueError, OSError) as exc:
-                raise DamagedRunError(str(self._path.parent / receipt.shard), str(exc)) from exc
-            parts.append(part if rows is None else part[rows])
+                raise DamagedRunError(str(self.shard(unit)), str(exc)) from exc
+            parts.append(part if rows.all() else part[rows])
         samples = np.concatenate(parts) if parts else np.empty((0, columns.stop - columns.start), np.float32)
         if np.isnan(samples).any():
             raise DamagedRunError(str(self._path / side), "it has no values where its receipts say that there are some")
         return samples
-
-    def _rows(self, receipt: Receipt) -> NDArray[np.bool_] | None:
-        """The rows of a unit that hold samples, in place: prompt i has rows i * r to i * r + its number of samples."""
-        per_prompt = self._plan.rows_per_prompt
-        kept = np.minimum(np.asarray(receipt.num_tokens), per_prompt)
-        if (kept == per_prompt).all():
-            return None
-        there: NDArray[np.bool_] = np.arange(per_prompt)[None, :] < kept[:, None]
-        return there.reshape(-1)
 
     def _create(self, name: SideName) -> None:
         plan = self._plan
@@ -131,3 +122,15 @@ class ActivationStore:
                 return zarr.open_array(store=store, path=name, mode=mode)
         except (FileNotFoundError, ValueError) as exc:
             raise DamagedRunError(str(self._path / name), f"it cannot be opened ({exc})") from exc
+
+
+def kept_rows(num_tokens: Sequence[int], per_prompt: int) -> NDArray[np.bool_]:
+    """Returns which rows of a unit hold samples: prompt i has rows i * r to i * r + its number of samples.
+
+    Args:
+        num_tokens: Real tokens of each prompt, 0 for a quarantined one.
+        per_prompt: Rows of a prompt.
+    """
+    kept = np.minimum(np.asarray(num_tokens), per_prompt)
+    there: NDArray[np.bool_] = np.arange(per_prompt)[None, :] < kept[:, None]
+    return there.reshape(-1)

@@ -13,12 +13,13 @@ import torch
 import act
 from act.errors import SteerExistsError, SteerFileError
 from act.steer import CARD, README, TENSORS, Steer, load
-from act.transport import TransportMap
+from act.transport import QuantileMap, TransportMap
 from tests.steers import (
     WIDTHS,
     bits,
     make_card,
     make_map,
+    make_quantile_steer,
     make_steer,
 )
 
@@ -41,16 +42,49 @@ def test_a_steer_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert list(found.maps) == list(WIDTHS)
 
 
+def test_maps_with_knots_come_back_bit_for_bit(tmp_path: Path) -> None:
+    steer = make_quantile_steer()
+    steer.save(tmp_path / "steer")
+    found = load(tmp_path / "steer")
+    assert bits(found) == bits(steer)
+    assert {type(transport) for transport in found.maps.values()} == {QuantileMap}
+    tensors = safetensors.torch.load_file(tmp_path / "steer" / TENSORS)
+    assert {name: tuple(part.shape) for name, part in tensors.items() if "knots" in name} == {
+        f"{name}.{part}": (width, 7) for name, width in WIDTHS.items() for part in ("knots_x", "knots_y")
+    }
+    assert "full monotone transport" in (tmp_path / "steer" / README).read_text("utf-8")
+
+
+def test_the_card_names_the_kind_of_its_maps() -> None:
+    quantile, affine = make_quantile_steer(), make_steer()
+    with pytest.raises(SteerFileError, match=r"the card's method is linear, model.layers.0.norm has a QuantileMap"):
+        Steer(affine.card, quantile.maps)
+    with pytest.raises(SteerFileError, match=r"the card's method is quantile, .* has a TransportMap"):
+        Steer(quantile.card, affine.maps)
+
+
+def test_the_page_for_a_person_has_a_row_a_site_with_all_that_the_card_says(saved: Path) -> None:
+    lines = (saved / README).read_text("utf-8").splitlines()
+    header, row = (
+        next(line for line in lines if line.startswith(start)) for start in ("| site |", "| `model.layers.0")
+    )
+    assert header == (
+        "| site | module | neurons | displacement | samples | tokens | moved | error, median | error, worst | misfit |"
+    )
+    assert row == "| `model.layers.0.norm` | LayerNorm | 3 | 1.100 | 0.667 | 0.250 | 1.000 | 1e-07 | 0.01 | 0 |"
+    assert "moving all neurons" in " ".join(lines)
+
+
 def test_the_folder_is_the_contract(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == sorted([TENSORS, CARD, README])
     tensors = safetensors.torch.load_file(saved / TENSORS)
     assert {name: (tuple(part.shape), part.dtype) for name, part in tensors.items()} == {
         f"{name}.{part}": ((width,), torch.float32)
         for name, width in WIDTHS.items()
-        for part in ("scale", "shift", "low", "high")
+        for part in ("scale", "shift", "low", "high", "error")
     }
     card = json.loads((saved / CARD).read_text("utf-8"))
-    assert card["format_version"] == 1
+    assert card["format_version"] == 2
     assert [site["hookpoint"] for site in card["sites"]] == list(WIDTHS)
     assert "less toxic 🎸" in (saved / README).read_text("utf-8")
 

@@ -16,9 +16,12 @@ from tests.steers import (
     bits,
     forge,
     make_card,
+    make_quantile_steer,
     make_steer,
     tensors_of,
 )
+
+ONE = {"ünet.mid@2": 4}
 
 
 @pytest.fixture
@@ -27,27 +30,32 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "steer"
 
 
-def test_every_flipped_byte_of_the_tensors_is_found(saved: Path) -> None:
-    data = (saved / TENSORS).read_bytes()
-    # The header whole, then every seventh byte.
-    places = [*range(8 + struct.unpack("<Q", data[:8])[0]), *range(0, len(data), 7)]
-    for place in places:
-        (saved / TENSORS).write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """One site, so that every byte can be tried."""
+    make_steer(ONE).save(tmp_path / "steer")
+    return tmp_path / "steer"
+
+
+def test_every_flipped_byte_of_the_tensors_is_found(small: Path) -> None:
+    data = (small / TENSORS).read_bytes()
+    for place in range(len(data)):
+        (small / TENSORS).write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
         with pytest.raises(SteerFileError):
-            load(saved)
-    (saved / TENSORS).write_bytes(data)
-    assert bits(load(saved)) == bits(make_steer())
+            load(small)
+    (small / TENSORS).write_bytes(data)
+    assert bits(load(small)) == bits(make_steer(ONE))
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x20])
-def test_every_flipped_byte_of_the_card_is_found(saved: Path, flip: int) -> None:
-    data = (saved / CARD).read_bytes()
+def test_every_flipped_byte_of_the_card_is_found(small: Path, flip: int) -> None:
+    data = (small / CARD).read_bytes()
     for place in range(len(data)):
-        (saved / CARD).write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+        (small / CARD).write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
         with pytest.raises(SteerFileError):
-            load(saved)
-    (saved / CARD).write_bytes(data)
-    load(saved)
+            load(small)
+    (small / CARD).write_bytes(data)
+    load(small)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +110,16 @@ def test_no_folder_is_no_steer(saved: Path) -> None:
 
 
 def test_a_format_of_the_future_is_named(saved: Path) -> None:
-    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 2, "novelty": True}
+    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 3, "novelty": True}
     (saved / CARD).write_text(json.dumps(tree))
-    with pytest.raises(SteerFileError, match="its format version is 2, this actmap reads 1; take a newer actmap"):
+    with pytest.raises(SteerFileError, match="its format version is 3, this actmap reads 2; take a newer actmap"):
+        load(saved)
+
+
+def test_the_first_format_is_named_and_what_to_do_about_it(saved: Path) -> None:
+    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 1}
+    (saved / CARD).write_text(json.dumps(tree))
+    with pytest.raises(SteerFileError, match="is 1, this actmap reads 2; fit it again, or take an older actmap"):
         load(saved)
 
 
@@ -112,7 +127,7 @@ def test_a_format_of_the_future_is_named(saved: Path) -> None:
 def test_no_other_format_is_read(saved: Path, version: Any) -> None:
     tree = json.loads((saved / CARD).read_bytes()) | {"format_version": version}
     (saved / CARD).write_text(json.dumps(tree))
-    with pytest.raises(SteerFileError, match=r"no card of a steer: Card.format_version: found .*, wanted one of 1"):
+    with pytest.raises(SteerFileError, match=r"no card of a steer: Card.format_version: found .*, wanted one of 2"):
         load(saved)
 
 
@@ -147,6 +162,10 @@ def test_a_forged_card_with_its_own_tensors_is_a_steer(saved: Path) -> None:
         ("model.layers.0.norm.shift", torch.tensor([0.0, torch.inf, 0.0])),
         ("model.layers.0.norm.low", torch.full((3,), torch.nan)),
         ("model.layers.0.norm.low", torch.full((3,), torch.inf)),
+        ("model.layers.0.norm.error", torch.full((3,), torch.nan)),
+        ("model.layers.0.norm.error", torch.full((3,), -1.0)),
+        ("model.layers.0.norm.error", None),
+        ("model.layers.0.norm.knots_x", torch.zeros(3, 2)),
         ("model.layers.9.norm.low", torch.zeros(3)),
         ("model.layers.0.norm.high", None),
     ],
@@ -160,6 +179,50 @@ def test_tensors_that_are_no_maps_are_refused(saved: Path, name: str, value: tor
     forge(saved, tensors)
     with pytest.raises(SteerFileError, match="its tensors are"):
         load(saved)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("knots_x", torch.zeros(3)),
+        ("knots_x", torch.zeros(3, 6)),
+        ("knots_x", torch.zeros(4, 7)),
+        ("knots_x", torch.zeros(3, 7, 1)),
+        ("knots_x", torch.zeros(3, 7, dtype=torch.float64)),
+        ("knots_x", torch.arange(7.0).flip(0).expand(3, 7).contiguous()),
+        ("knots_y", torch.full((3, 7), torch.nan)),
+        ("knots_y", torch.full((3, 7), torch.inf)),
+        ("knots_y", None),
+        ("knots_z", torch.zeros(3, 7)),
+    ],
+)
+def test_knots_that_are_none_are_refused(tmp_path: Path, part: str, value: torch.Tensor | None) -> None:
+    steer = make_quantile_steer()
+    steer.save(tmp_path)
+    tensors = tensors_of(steer)
+    forge(tmp_path, tensors)
+    load(tmp_path)
+    if value is None:
+        del tensors[f"model.layers.0.norm.{part}"]
+    else:
+        tensors[f"model.layers.0.norm.{part}"] = value
+    forge(tmp_path, tensors)
+    with pytest.raises(SteerFileError, match="its tensors are"):
+        load(tmp_path)
+
+
+def test_too_many_knots_and_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steer = make_quantile_steer()
+    steer.save(tmp_path)
+    monkeypatch.setattr("act.steer.MAX_KNOTS", 6)
+    with pytest.raises(SteerFileError, match="its tensors are"):
+        load(tmp_path)
+    monkeypatch.undo()
+    forge(
+        tmp_path, {name: part[:, :0].clone() if "knots" in name else part for name, part in tensors_of(steer).items()}
+    )
+    with pytest.raises(SteerFileError, match="its tensors are"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 10**9, 2**63 - 1, 2**64 - 1])

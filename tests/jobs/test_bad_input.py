@@ -41,6 +41,31 @@ def test_an_unknown_key_of_a_section_is_named_with_its_line_and_the_nearest_one(
 
 
 @pytest.mark.parametrize(
+    ("changes", "line", "words"),
+    [
+        ({"transport": {"method": "linaer"}}, "method:", "wanted one of det-zero, actadd, caa, aura, east, iti-mean, "),
+        ({"transport": {"method": "caa", "threshold": 0.5}}, "threshold:", "'threshold' is for det-zero"),
+        ({"transport": {"method": "aura", "select": {"by": "w2", "top": 1.0}}}, "top:", "or a share between 0 and 1"),
+        ({"law": {"kind": "sketch", "precision": 9}}, "precision:", "wanted a whole number from 1 to 8"),
+        ({"law": "sketch", "transport": {"method": "iti-probe"}}, "law:", "wanted auto or exact with method iti-probe"),
+        (
+            {"store": {"activations": "none"}, "transport": {"method": "iti-probe"}},
+            "activations:",
+            "wanted all with method iti-probe",
+        ),
+        ({"store": {"activations": "sample"}}, "activations:", "which this version does not offer yet"),
+        ({"compute": {"reducers": 0}}, "reducers:", "wanted a whole number above 0"),
+        ({"estimation": "sequential"}, "estimation:", "which this version does not offer yet"),
+    ],
+)
+def test_a_method_a_law_or_a_store_that_is_refused_is_named_with_its_line(refused, tmp_path, changes, line, words):
+    sentence = refused(**changes)
+    lines = (tmp_path / "spec.yaml").read_text().splitlines()
+    assert f"spec.yaml line {next(n for n, text in enumerate(lines, 1) if line in text)}: " in sentence
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (b"", "the file is empty; wanted a job spec"),

@@ -93,7 +93,12 @@ def test_plan_prints_units_hookpoints_memory_disk_and_fingerprint_and_writes_not
     assert facts["model"]["parameters"] == model.num_parameters()
     assert memory["weights"] == 4 * (model.num_parameters() + sum(buffer.numel() for buffer in model.buffers()))
     assert memory["block"] == 8 * 5 * 32 * 4
-    assert memory["worker"] == memory["weights"] + memory["forward"] + 2 * memory["block"] < memory["available"]
+    assert memory["sketch"] == 2 * 5 * 32 * (963 + 17) * 4
+    assert memory["reducer"] == 0  # laws are exact
+    needed = memory["weights"] + memory["forward"] + 2 * memory["block"] + memory["sketch"]
+    assert memory["worker"] == needed < memory["available"]
+    assert facts["law"]["kind"] == "exact"
+    assert facts["law"]["rule"] in page
     assert facts["disk"] == (len(SOURCES) + 32) * 192 * 4  # whole units, whole chunks of 64 neurons
     assert len(facts["fingerprint"]) == 64
     assert facts["fingerprint"] in page

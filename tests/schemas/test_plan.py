@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import record
-from schemas.plan import SIDES, Memory, ModelFacts, Numerics, Plan, SideFacts, Site
+from schemas.plan import SIDES, TOKEN_PROMPTS, Law, Memory, ModelFacts, Numerics, Plan, SideFacts, Site, Unit
 
 SPEC: dict[str, Any] = {
     "version": 1,
@@ -20,7 +20,7 @@ SPEC: dict[str, Any] = {
     "estimation": "simultaneous",
     "transport": {"method": "linear", "support": "observed"},
     "compute": {"workers": 2, "address": "local", "max_tokens": 128, "unit_size": 4, "batch_tokens": 512},
-    "store": {"quota": 1 << 30},
+    "store": {"activations": "all", "quota": 1 << 30},
     "failures": {"quarantine_at_most": 0.001},
 }
 PLAN = Plan(
@@ -34,8 +34,10 @@ PLAN = Plan(
     source=SideFacts(10, "s" * 64),
     target=SideFacts(8, "t" * 64),
     rows_per_prompt=1,
-    memory=Memory(weights=400, forward=50, block=32, available=1 << 30),
+    law=Law("sketch", 5),
+    memory=Memory(weights=400, forward=50, block=32, sketch=64, reducer=96, available=1 << 30),
     disk=5000,
+    sketch_disk=700,
 )
 
 
@@ -69,6 +71,8 @@ def with_spec(path: str, value: Any) -> Plan:
         dataclasses.replace(PLAN, source=SideFacts(9, "s" * 64)),
         dataclasses.replace(PLAN, target=SideFacts(8, "u" * 64)),
         dataclasses.replace(PLAN, rows_per_prompt=128),
+        dataclasses.replace(PLAN, law=Law("exact", 5)),
+        dataclasses.replace(PLAN, law=Law("sketch", 6)),
     ],
 )
 def test_what_changes_the_numbers_changes_the_fingerprint(changed: Plan) -> None:
@@ -87,8 +91,10 @@ def test_what_changes_the_numbers_changes_the_fingerprint(changed: Plan) -> None
         with_spec("store.quota", 1 << 40),
         with_spec("failures.quarantine_at_most", 0.5),
         dataclasses.replace(PLAN, location="elsewhere"),
-        dataclasses.replace(PLAN, memory=Memory(1, 2, 3, 4)),
+        with_spec("store.activations", "none"),
+        dataclasses.replace(PLAN, memory=Memory(1, 2, 3, 4, 5, 6)),
         dataclasses.replace(PLAN, disk=1),
+        dataclasses.replace(PLAN, sketch_disk=1),
     ],
 )
 def test_names_places_workers_and_budgets_do_not_change_the_fingerprint(changed: Plan) -> None:
@@ -137,5 +143,23 @@ def test_columns_stand_side_by_side_in_the_order_of_the_sites() -> None:
     assert PLAN.width == 8
 
 
-def test_a_block_counts_twice_in_the_memory_of_a_worker() -> None:
-    assert PLAN.memory.worker == 400 + 50 + 2 * 32
+def test_the_memory_of_a_worker_counts_a_block_twice_and_its_sketches() -> None:
+    assert PLAN.memory.worker == 400 + 50 + 2 * 32 + 64
+
+
+def test_an_exact_law_keeps_its_activations_whatever_the_spec_says() -> None:
+    none = with_spec("store.activations", "none")
+    assert PLAN.keeps_activations
+    assert not none.keeps_activations
+    assert dataclasses.replace(none, law=Law("exact", 5)).keeps_activations
+
+
+def test_the_tokens_of_early_source_units_are_sketched_and_with_that_support_those_of_all() -> None:
+    early, late = Unit("source", 0, 0, 4), Unit("source", TOKEN_PROMPTS, TOKEN_PROMPTS, TOKEN_PROMPTS + 4)
+    target = Unit("target", 0, 0, 4)
+    everywhere = with_spec("transport.support", "tokens")
+    assert [PLAN.sketches("tokens", unit) for unit in (early, late, target)] == [True, False, False]
+    assert [everywhere.sketches("tokens", unit) for unit in (early, late, target)] == [True, True, False]
+    assert [PLAN.sketches("source", unit) for unit in (early, late, target)] == [True, True, False]
+    exact = dataclasses.replace(PLAN, law=Law("exact", 5))
+    assert [exact.sketches(law, early) for law in ("source", "target", "tokens")] == [False, False, True]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from schemas import record
 from schemas.card import Card, SideCard, SiteCard
-from schemas.plan import Memory, ModelFacts, Numerics, Plan, SideFacts, Site
-from schemas.receipt import Quarantined, Receipt
+from schemas.plan import Law, Memory, ModelFacts, Numerics, Plan, SideFacts, Site
+from schemas.receipt import Output, Quarantined, Receipt
 from schemas.record import RecordError
 from schemas.timings import Timings
 
@@ -57,8 +57,10 @@ plans = recipe(
     source=sides,
     target=sides,
     rows_per_prompt=counts,
-    memory=recipe(Memory, counts, counts, counts, counts),
+    law=recipe(Law, st.sampled_from(["exact", "sketch"]), counts),
+    memory=recipe(Memory, counts, counts, counts, counts, counts, counts),
     disk=counts,
+    sketch_disk=counts,
 )
 receipts = recipe(
     Receipt,
@@ -70,9 +72,7 @@ receipts = recipe(
     num_tokens=st.lists(counts, max_size=5).map(tuple),
     num_truncated=counts,
     quarantined=st.lists(recipe(Quarantined, counts, text), max_size=3).map(tuple),
-    shard=text,
-    size=counts,
-    crc32c=counts,
+    outputs=st.lists(recipe(Output, st.sampled_from(["activations", "tokens"]), text, counts, counts)).map(tuple),
     seconds=numbers,
     compute_seconds=numbers,
     worker=counts,
@@ -81,9 +81,10 @@ receipts = recipe(
 side_cards = recipe(SideCard, counts, counts, counts, counts, text)
 cards = recipe(
     Card,
-    format_version=st.just(1),
-    **dict.fromkeys(("name", "kind", "method", "support", "pooling", "template", "estimation"), text),
-    sites=st.lists(recipe(SiteCard, text, text, counts, numbers, numbers), max_size=3).map(tuple),
+    format_version=st.just(2),
+    **dict.fromkeys(("name", "kind", "method", "support", "select", "law", "pooling", "template", "estimation"), text),
+    threshold=numbers,
+    sites=st.lists(recipe(SiteCard, text, text, counts, *[numbers] * 6, counts), max_size=3).map(tuple),
     timesteps=st.lists(numbers, max_size=3).map(tuple),
     source=side_cards,
     target=side_cards,

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act.errors import EmptySupportError, NotFiniteError, ShapeError
+from act.errors import BoundError, EmptySupportError, NotFiniteError, ShapeError
 from act.marginal import Marginal
-from act.transport.affine import TransportMap
+from act.transport.affine import Fitted, TransportMap, upward
+from tests.laws import exact, sketched
 
 SCALE = torch.tensor([0.0, 0.5, 1.0, 3.0, 1e-9])
 SHIFT = torch.tensor([0.25, -1.0, 0.0, 2.0, 7.0])
@@ -106,13 +107,13 @@ def test_a_map_on_its_device_already_is_itself() -> None:
 
 
 def test_parts_are_kept_as_float32() -> None:
-    wide = TransportMap(SCALE.double(), SHIFT.double(), LOW.double(), HIGH.double())
+    wide = TransportMap(SCALE.double(), SHIFT.double(), LOW.double(), HIGH.double(), SCALE.double())
 
-    assert {wide.scale.dtype, wide.shift.dtype, wide.low.dtype, wide.high.dtype} == {torch.float32}
+    assert {part.dtype for part in wide.tensors().values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("part", ["scale", "shift", "low", "high"])
-@pytest.mark.parametrize("wrong", [torch.zeros(4), torch.zeros(5, 1), torch.zeros(())])
+@pytest.mark.parametrize("part", ["scale", "shift", "low", "high", "error"])
+@pytest.mark.parametrize("wrong", [torch.zeros(4), torch.zeros(5, 1), torch.zeros(1)])
 def test_parts_of_other_shapes_are_refused(part: str, wrong: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match=r"the map's \w+ has the shape"):
         replaced(part, wrong)
@@ -150,3 +151,149 @@ def test_displacement_and_transported_share_agree_with_numpy(monkeypatch: pytest
 
     np.testing.assert_allclose(MAP.displacement(law), moved, rtol=1e-6)
     np.testing.assert_allclose(MAP.transported(law), inside, rtol=1e-12)
+
+
+@pytest.mark.parametrize("law", [exact, sketched])
+def test_the_transported_share_of_any_law_is_between_what_its_ranks_allow(law) -> None:
+    generator = np.random.default_rng(0)
+    samples, ends = (
+        generator.normal(size=(400, 5)),
+        torch.from_numpy(generator.normal(size=(2, 5))).float().sort(0).values,
+    )
+    moved = TransportMap(torch.ones(5), torch.ones(5), ends[0], ends[1])
+    whole = ((samples >= ends[0].numpy()) & (samples <= ends[1].numpy())).mean(axis=0)
+
+    assert (
+        np.abs(moved.transported(law(samples)).numpy() - whole) <= 2 * law(samples).rank_error.numpy() + 1e-12
+    ).all()
+
+
+def test_an_end_of_the_support_that_is_a_sample_is_transported() -> None:
+    samples = Marginal.from_samples(torch.tensor([[0.0], [1.0], [1.0], [2.0]]))
+    one = torch.ones(1)
+
+    assert TransportMap(one, one, one, one).transported(samples).item() == 0.5
+    assert TransportMap(one, one, one, 2 * one).transported(samples).item() == 0.75
+
+
+def test_displacement_over_cells_is_near_that_over_samples() -> None:
+    samples = np.random.default_rng(0).normal(size=(2000, 5))
+
+    np.testing.assert_allclose(MAP.displacement(sketched(samples)), MAP.displacement(exact(samples)), rtol=0.03)
+
+
+def test_an_error_is_kept_rounded_up_and_is_0_if_left_out() -> None:
+    error = torch.tensor([0.1, 0.2, 1e-60, torch.inf, 1e39], dtype=torch.float64)
+    kept = TransportMap(SCALE, SHIFT, LOW, HIGH, error).error
+
+    assert (kept >= error).all()
+    assert (kept.nextafter(-torch.ones(())) < error)[:3].all()
+    assert torch.equal(MAP.error, torch.zeros(5))
+    assert torch.equal(TransportMap(SCALE, SHIFT, LOW, HIGH, torch.tensor(0.5)).error, torch.full((5,), 0.5))
+
+
+@pytest.mark.parametrize("value", [-1e-9, torch.nan, -torch.inf])
+def test_an_error_that_is_no_bound_is_refused(value: float) -> None:
+    with pytest.raises(BoundError, match=r"the error of neuron 2 is bounded by .*; wanted 0 or more"):
+        TransportMap(SCALE, SHIFT, LOW, HIGH, torch.tensor([0.0, torch.inf, value, 0.0, 0.0]))
+
+
+def test_a_blended_map_has_the_blended_error() -> None:
+    whole = TransportMap(SCALE, SHIFT, LOW, HIGH, torch.tensor([1.0, 0.0, 3.0, torch.inf, 2.0]))
+
+    assert torch.equal(whole.at(-2.0).error, 2 * whole.error)
+    assert torch.equal(whole.at(0.0).error, torch.zeros(5))
+
+
+def test_a_restricted_map_is_the_identity_elsewhere() -> None:
+    mask = torch.tensor([True, False, True, False, True])
+    whole = TransportMap(SCALE, SHIFT, LOW, HIGH, torch.ones(5))
+    kept = whole.restricted_to(mask)
+
+    assert torch.equal(kept(X), torch.where(mask, whole(X), X))
+    assert torch.equal(kept.error, mask.float())
+    assert torch.equal(kept.moves, mask & whole.moves)
+    assert torch.equal(kept.low, LOW)
+    assert torch.equal(kept.high, HIGH)
+    with pytest.raises(ShapeError, match="the mask of neurons"):
+        whole.restricted_to(mask[:1])
+
+
+def test_only_scale_1_and_shift_0_move_nothing() -> None:
+    moved = TransportMap(
+        torch.tensor([1.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0]), -torch.ones(4), torch.ones(4)
+    )
+
+    assert moved.moves.tolist() == [False, True, True, True]
+
+
+def test_tensors_make_the_same_map_again() -> None:
+    whole = TransportMap(SCALE, SHIFT, LOW, HIGH, SCALE)
+    again = TransportMap(**whole.tensors())
+
+    assert list(whole.tensors()) == ["scale", "shift", "low", "high", "error"]
+    assert all(torch.equal(part, again.tensors()[name]) for name, part in whole.tensors().items())
+
+
+def test_the_map_of_some_neurons_is_that_of_these() -> None:
+    whole = TransportMap(SCALE, SHIFT, LOW, HIGH, SCALE)
+
+    assert torch.equal(whole.of(slice(1, 4))(X[..., 1:4]), whole(X)[..., 1:4])
+    assert torch.equal(whole.of(slice(1, 4)).error, SCALE[1:4])
+
+
+FLOATS = st.floats(-(2.0**66), 2.0**66, width=32)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=9))
+def test_rounding_up_goes_no_further_than_needed(values: list[float]) -> None:
+    wide = torch.tensor(values, dtype=torch.float64)
+    rounded = upward(wide)
+
+    assert (rounded >= wide).all()
+    assert (rounded.nextafter(torch.tensor(-torch.inf)).double() < wide).all()
+
+
+@given(
+    st.floats(-1e9, 1e9),
+    st.floats(-1e9, 1e9),
+    st.lists(FLOATS, min_size=1, max_size=20),
+)
+def test_what_float32_does_to_a_line_is_within_the_error(scale: float, shift: float, samples: list[float]) -> None:
+    source = Marginal.from_samples(torch.tensor(samples)[:, None])
+    exactly = torch.tensor([[scale], [shift], [0.0], [0.0]], dtype=torch.float64)
+    rounded = Fitted(*exactly).on(source.low.float(), source.high.float(), source)
+    x = torch.tensor(samples)[:, None]
+
+    true = scale * x.double() + shift
+    assert ((rounded(x).double() - true).abs() <= rounded.error).all()
+    assert (rounded.error <= 2.0**-20 * (abs(scale) * x.abs().max() + abs(shift)) * 2 + 1e-40).all()
+
+
+def test_the_error_of_a_line_is_that_at_the_farthest_place_of_support_and_range() -> None:
+    source = Marginal.from_samples(torch.tensor([[-1.0, -1.0, -1.0], [3.0, 3.0, 3.0]]))
+    one, none = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    low, high = torch.tensor([-torch.inf, 0.5, -9.0]), torch.tensor([torch.inf, 2.5, 1.5])
+    error = Fitted(none, none, 0.5 * one, 0.25 * one).on(low, high, source).error
+
+    # The mean is 1. The whole range reaches 2 from it, the second support 1.5, the third 2.
+    np.testing.assert_allclose(error, [1.25, 1.0, 1.25], rtol=1e-5)
+
+
+def test_parameters_beyond_float32_become_its_largest_and_the_error_says_by_how_much() -> None:
+    source = Marginal.from_samples(torch.tensor([[-1e-3], [1e-3]], dtype=torch.float64))
+    values = torch.tensor([[0.0], [5e38], [0.0], [0.0]], dtype=torch.float64)
+    largest = torch.finfo(torch.float32).max
+    moved = Fitted(*values).on(torch.tensor([-1.0]), torch.tensor([1.0]), source)
+
+    assert moved.shift.item() == largest
+    assert moved.error.item() == pytest.approx(5e38 - largest, rel=1e-3)
+
+
+def test_where_float32_does_not_hold_the_result_there_is_no_bound() -> None:
+    source = Marginal.from_samples(torch.tensor([[1e38], [3e38]]))
+    values = torch.tensor([[1.0], [2e38], [0.0], [0.0]], dtype=torch.float64)
+    moved = Fitted(*values).on(source.low, source.high, source)
+
+    assert moved(source.high).isinf().all()
+    assert moved.error.isinf().all()

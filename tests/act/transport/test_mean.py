@@ -1,15 +1,18 @@
 import numpy as np
+import pytest
 import torch
 
-from act.marginal import Marginal
 from act.transport.mean import fit_mean
+from tests.laws import exact, sketched
 
 
-def test_every_neuron_is_moved_by_the_difference_of_the_means() -> None:
+@pytest.mark.parametrize("law", [exact, sketched])
+def test_every_neuron_is_moved_by_the_difference_of_the_means(law) -> None:
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(20, 6)), generator.exponential(size=(31, 6))
 
-    scale, shift = fit_mean(Marginal.from_samples(torch.from_numpy(a)), Marginal.from_samples(torch.from_numpy(b)))
+    line = fit_mean(law(a), law(b))
 
-    assert torch.equal(scale, torch.ones(6, dtype=torch.float64))
-    np.testing.assert_allclose(shift, b.mean(0) - a.mean(0), rtol=1e-12)
+    assert torch.equal(line.scale, torch.ones(6, dtype=torch.float64))
+    np.testing.assert_allclose(line.shift, b.mean(0) - a.mean(0), rtol=1e-12)
+    assert (line.slope_error == 0).all()

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from act.errors import SupportError
+from act.errors import ShapeError, SupportError, TokensError
 from act.marginal import Marginal
 from act.transport.support import bounds
+from tests.laws import sketched
 
 SAMPLES = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 40)))
 #: Past the tests' own type checker, as a person reaches it.
@@ -69,8 +70,41 @@ def test_percentiles_may_be_written_as_whole_numbers_or_as_a_list(support: Any) 
 
 
 @pytest.mark.parametrize(
-    "support", [(-1, 99), (1, 101), (99, 1), (50, 50), (float("nan"), 99), (1, 2, 3), (1,), "tokens", "Observed", None]
+    "support", [(-1, 99), (1, 101), (99, 1), (50, 50), (float("nan"), 99), (1, 2, 3), (1,), "token", "Observed", None]
 )
 def test_other_supports_are_refused(support: Any) -> None:
-    with pytest.raises(SupportError, match="wanted 'observed', 'unbounded', or two percentiles"):
+    with pytest.raises(SupportError, match="wanted 'observed', 'tokens', 'unbounded', or two percentiles"):
         UNCHECKED(support, Marginal.from_samples(SAMPLES))
+
+
+def test_the_support_on_tokens_is_the_range_of_the_tokens() -> None:
+    tokens = Marginal.from_samples(2 * SAMPLES.float())
+    low, high = bounds("tokens", Marginal.from_samples(SAMPLES), tokens)
+
+    assert torch.equal(low, tokens.low)
+    assert torch.equal(high, tokens.high)
+
+
+def test_a_support_on_tokens_needs_a_law_of_as_many_neurons() -> None:
+    source = Marginal.from_samples(SAMPLES)
+
+    with pytest.raises(TokensError, match="needs the law of single tokens and got none"):
+        bounds("tokens", source)
+    with pytest.raises(ShapeError, match=r"the law of tokens has the shape \[200, 39\]; wanted the source law's 40"):
+        bounds("tokens", source, Marginal.from_samples(SAMPLES[:, 1:]))
+
+
+@pytest.mark.parametrize("support", ["observed", (0.0, 100.0)])
+def test_extremes_of_cells_are_those_of_the_samples(support: Any) -> None:
+    low, high = bounds(support, sketched(SAMPLES.float().double().numpy()))
+
+    assert torch.equal(low, SAMPLES.float().amin(0))
+    assert torch.equal(high, SAMPLES.float().amax(0))
+
+
+def test_percentiles_of_cells_are_off_by_the_largest_cell_in_rank() -> None:
+    law, whole = sketched(SAMPLES.numpy(), per_octave=8), Marginal.from_samples(SAMPLES)
+
+    for end, prob in zip(bounds((10.0, 90.0), law), (0.1, 0.9), strict=True):
+        assert ((whole.cdf(end) - prob).abs() <= law.rank_error + 1 / 200).all()
+        assert (whole.cdf(end) != prob).any()

@@ -18,15 +18,19 @@ from tests.pipeline.models.drawing import CASES, MID, RULE, STREAMS, checkpoint_
 
 
 def _steer(model: TextToImageModel, survey: Survey, maps: Mapping[str, TransportMap]) -> Steer:
-    sites = tuple(SiteCard(s.hookpoint, s.module_type, s.width, 0.0, 1.0) for s in survey.sites if s.hookpoint in maps)
+    here = (site for site in survey.sites if site.hookpoint in maps)
+    sites = tuple(SiteCard(s.hookpoint, s.module_type, s.width, 0.0, *[1.0] * 5, 0) for s in here)
     side = SideCard(1, 1, 0, 0, "")
     return Steer(
         Card(
-            format_version=1,
+            format_version=2,
             name="tiny",
             kind="text-to-image",
             method="linear",
             support="unbounded",
+            threshold=0.5,
+            select="",
+            law="exact",
             pooling="mean",
             template="plain",
             estimation="simultaneous",

@@ -1,0 +1,133 @@
+"""Claim: a law takes a few KiB in memory and a few hundred bytes on disk, and merging is little more than an addition."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+
+from benchmarks.distributions import PILOT, columns, sketched
+from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
+from benchmarks.runs import Setting, lay_out, scratch, tiny_model
+from pipeline.sketch import Frame, Grid, HistogramSketch, SketchArrays
+from pipeline.store import SketchStore
+from schemas.plan import Law, Plan, SideFacts, Site
+
+#: Neurons of all layernorms of SmolLM2, and samples of a unit.
+NUM_NEURONS, UNIT_SIZE = 61 * 576, 512
+
+#: Unit sketches that are folded over and over, and how often in all.
+NUM_UNITS = 4
+FOLDS = {Effort.USUAL: 40, Effort.LONG: 1000}
+
+#: What a law on disk is measured of.
+STORED_SAMPLES = 1_000_000
+STORED_NEURONS = {Effort.USUAL: 128, Effort.LONG: 1024}
+STORED = ("Gaussian", "log-normal", "Student t3")
+
+#: Samples that are drawn at once.
+_DRAWN = 50_000
+
+#: Share of neurons that lag behind the running law's scale.
+_LAGGING = 10
+
+
+def measure(effort: Effort) -> list[Finding]:
+    """Weighs a sketch in memory and on disk, and times folds against additions of as many integers."""
+    return [_live(), *_stored(effort), *_merging(effort)]
+
+
+def _live() -> Finding:
+    """The bytes of all tensors of a sketch, its frame among them."""
+    sketch = HistogramSketch.empty(Frame.from_pilot(torch.zeros(1, 1024)), Grid())
+    parts = {**sketch.frame.to_tensors(), **{f"its {name}": part for name, part in sketch.arrays.tensors().items()}}
+    each = sum(part.nbytes for part in parts.values()) / sketch.num_neurons
+    notes = (f"of these the counts are {sketch.arrays.counts.nbytes / sketch.num_neurons:.0f}",)
+    return Finding("live bytes of a sketch, a neuron", "B", Spread.of([each]), Wanted("under", 4097), notes)
+
+
+def _stored(effort: Effort) -> Iterator[Finding]:
+    num_neurons = STORED_NEURONS[effort]
+    with scratch() as folder:
+        small, _ = lay_out(Setting(8, 8, model=tiny_model(folder / "model")), folder)
+        plan = dataclasses.replace(
+            small,
+            law=Law("sketch", Grid().precision),
+            sites=tuple(Site(shape, "Norm", num_neurons) for shape in STORED),
+            source=SideFacts(UNIT_SIZE, "none"),
+        )
+        for number, shape in enumerate(STORED):
+            law, unit = _bytes_on_disk(plan, number, folder / f"store-{number}")
+            wanted = Wanted("under", 350.0) if shape == "Gaussian" else None
+            notes = (
+                f"{num_neurons} neurons of {STORED_SAMPLES:,} samples each; the file's size, checksums included",
+                f"the shard of a unit of {UNIT_SIZE} samples: {unit:.0f} bytes a neuron",
+            )
+            yield Finding(f"bytes on disk of a law of 1M samples, {shape}", "B", Spread.of([law]), wanted, notes)
+
+
+def _bytes_on_disk(plan: Plan, number: int, path: Path) -> tuple[float, float]:
+    """Returns the bytes a neuron of a finished law, and of a unit, of columns of one shape."""
+    site = plan.sites[number]
+    store = SketchStore(path, dataclasses.replace(plan, sites=(site,)))
+    store.create()
+    whole: HistogramSketch | None = None
+    for seed in range(STORED_SAMPLES // _DRAWN):
+        samples = columns(site.hookpoint, _DRAWN, site.width, seed)
+        whole = whole or HistogramSketch.empty(Frame.from_pilot(samples[:PILOT]), Grid(plan.law.precision))
+        whole.update(samples)
+    assert whole is not None
+    unit = sketched(samples[:UNIT_SIZE], plan.law.precision)
+    store.write_law("source", 0, whole.to_words().numpy())
+    first = next(unit for unit in plan.units() if unit.side == "source")
+    shard = store.write("source", first, unit.to_words().numpy())
+    shards = sorted((path / "laws").rglob("c/0/0"))
+    return sum(file.stat().st_size for file in shards) / site.width, shard.stat().st_size / site.width
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """Sketches of units of one frame, and a law that they are folded into.
+
+    Args:
+        law: The running law.
+        total: Counts of the same shape, which the units' counts are added to.
+        units: The units.
+    """
+
+    law: HistogramSketch
+    total: torch.Tensor
+    units: Sequence[HistogramSketch]
+
+    @classmethod
+    def draw(cls, lagging: int) -> "Units":
+        """Returns Gaussian units whose scale is behind the law's at so many in a hundred of the neurons."""
+        pilot = columns("Gaussian", PILOT, NUM_NEURONS, 0)
+        law = HistogramSketch.empty(Frame.from_pilot(pilot))
+        units = []
+        for seed in range(1, NUM_UNITS + 1):
+            unit = HistogramSketch.empty(law.frame)
+            unit.update(columns("Gaussian", UNIT_SIZE, NUM_NEURONS, seed))
+            units.append(unit)
+        far = pilot[:1].clone()
+        # One sample beyond the last edge, so that the scale doubles once.
+        far[:, : NUM_NEURONS * lagging // 100] = 1.5 * 2.0 ** (
+            law.frame.exponent[: NUM_NEURONS * lagging // 100] + law.grid.reach
+        )
+        law.update(far)
+        return cls(law, torch.zeros_like(law.arrays.counts), units)
+
+    def fold(self, number: int) -> float:
+        """Folds a unit into the law; returns the seconds."""
+        begin = time.perf_counter()
+        self.law.fold(self.units[number % NUM_UNITS])
+        return time.perf_counter() - begin
+
+    def add(self, number: int) -> float:
+        """Adds a unit's counts to as many; returns the seconds."""
+        begin = time.perf_counter()
+        self.total.add_(self.units[number % NUM_UNITS].arrays.counts)
+        return time.perf_counter() - begin

@@ -1,0 +1,112 @@
+"""The laws of a run, whatever they were made of: stored values, finished laws, or the sketches of units."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+
+from act.marginal import Marginal
+from pipeline.errors import DamagedRunError
+from pipeline.folder import RunFolder
+from pipeline.reduce import as_sketch, fold_into, read_unit
+from pipeline.sketch import Frame, Grid, HistogramSketch
+from pipeline.store import ActivationStore, SketchStore
+from schemas.plan import SIDES, LawName, Plan, SideName
+from schemas.receipt import Receipt
+
+#: Samples that are read at once when a frame is mended: 64 MiB of float32.
+MEND_SIZE = 1 << 24
+
+
+@final
+@dataclass(frozen=True)
+class Misfits:
+    """Neurons of a site whose frame did not fit their samples.
+
+    Args:
+        mended: Those that got a new frame from the stored activations.
+        left: Those for which no activations were stored.
+    """
+
+    mended: int
+    left: int
+
+
+@final
+class Laws:
+    """The laws of a run whose units are all done.
+
+    Args:
+        plan: The plan.
+        root: The run folder.
+        receipts: The receipts of all units.
+    """
+
+    def __init__(self, plan: Plan, root: Path, receipts: Sequence[Receipt]) -> None:
+        folder = RunFolder(root)
+        self._plan, self._root = plan, root
+        self._activations = ActivationStore(folder.activations, plan)
+        self._sketches = SketchStore(folder.sketches, plan)
+        ordered = sorted(receipts, key=lambda receipt: receipt.unit)
+        self._receipts = {name: [one for one in ordered if one.side == name] for name in SIDES}
+        self._misfits: dict[tuple[LawName, int], Misfits] = {}
+
+    def marginal(self, law: LawName, site: int) -> Marginal:
+        """Returns the law of each neuron of a site.
+
+        Args:
+            law: ``source``, ``target``, or ``tokens``: the source's single tokens.
+            site: Place in `plan.sites`.
+
+        Raises:
+            DamagedRunError: A store does not hold what the receipts say.
+        """
+        if law != "tokens" and self._plan.law.kind == "exact":
+            return Marginal.from_samples(self.samples(law, site))
+        return self._mended(law, site, self._sketch(law, site)).marginal()
+
+    def samples(self, side: SideName, site: int) -> torch.Tensor:
+        """Returns the stored samples of a site in the order of the prompts, `[samples, neurons]`, float32.
+
+        Raises:
+            DamagedRunError: The store does not hold what the receipts say.
+        """
+        columns = self._plan.columns[self._plan.sites[site].hookpoint]
+        return torch.from_numpy(self._activations.samples(side, columns, self._receipts[side]))
+
+    def misfits(self, site: int) -> Misfits:
+        """Returns how many neurons of the laws that were asked for had a frame that did not fit, on either side."""
+        found = [self._misfits[law, site] for law in SIDES if (law, site) in self._misfits]
+        return Misfits(sum(one.mended for one in found), sum(one.left for one in found))
+
+    def _sketch(self, law: LawName, site: int) -> HistogramSketch:
+        words = self._sketches.read_law(law, site)
+        if words is not None:
+            return as_sketch(self._plan, words, f"{law} at {self._plan.sites[site].hookpoint}")
+        merged: HistogramSketch | None = None
+        for receipt in self._receipts["source" if law == "tokens" else law]:
+            if receipt.output(law) is not None:
+                merged = fold_into(merged, read_unit(self._plan, self._sketches, law, receipt.unit, site))
+        if merged is None:
+            raise DamagedRunError(str(self._root / "receipts"), f"no unit has a sketch of {law}")
+        return merged
+
+    def _mended(self, law: LawName, site: int, sketch: HistogramSketch) -> HistogramSketch:
+        """Returns a sketch whose misfits are counted anew, in frames taken from all their stored samples."""
+        misfit = sketch.health().misfit.nonzero()[:, 0]
+        side: SideName | None = None if law == "tokens" else law
+        there = side is not None and all(one.output("activations") for one in self._receipts[side])
+        self._misfits[law, site] = Misfits(len(misfit), 0) if there else Misfits(0, len(misfit))
+        if side is None or not there or not len(misfit):
+            return sketch
+        words, start = sketch.to_words(), self._plan.columns[self._plan.sites[site].hookpoint].start
+        step = max(1, MEND_SIZE // max(1, sketch.num_samples))
+        for neurons in misfit.split(step):
+            parts = [self._activations.samples(side, slice(c, c + 1), self._receipts[side]) for c in (neurons + start)]
+            samples = torch.cat([torch.from_numpy(part) for part in parts], dim=1)
+            anew = HistogramSketch.empty(Frame.from_pilot(samples), Grid(self._plan.law.precision))
+            anew.update(samples)
+            words[neurons] = anew.to_words()
+        return HistogramSketch.from_words(words, Grid(self._plan.law.precision))

@@ -1,0 +1,148 @@
+"""The sketch store: the sketches of units, a Zarr v3 array a law and a shard file a unit; and the finished laws.
+
+A neuron's sketch is a row of 32-bit words (`pipeline.sketch.words`). Most counts are zero, and the bytes of a word are
+shuffled before they are compressed, which leaves about a fifteenth. Every chunk ends in a crc32c.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
+
+from pipeline.errors import DamagedRunError, StoreError
+from pipeline.sketch import EXTRA_WORDS, Grid
+from schemas import files
+from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, Unit
+
+Words = NDArray[np.int32]
+
+_UNITS = "units"
+
+
+@final
+class SketchStore:
+    """The sketches of a run.
+
+    Args:
+        path: Folder of the store.
+        plan: The plan that laid it out.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self._path, self._plan = path, plan
+        self._words = Grid(plan.law.precision).num_cells + EXTRA_WORDS
+        self._read: dict[LawName, zarr.Array[Any]] = {}
+
+    def create(self) -> None:
+        """Lays out the arrays of the units. Called once, by the planner; an array that exists is left as it is."""
+        for law in LAWS:
+            num_units = sum(self._plan.sketches(law, unit) for unit in self._plan.units())
+            if num_units and not (self._path / _UNITS / law / "zarr.json").exists():
+                width = self._plan.width
+                shape, chunk = (num_units, width, self._words), (1, CHUNK_NEURONS, self._words)
+                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, _whole_chunks(width), self._words))
+
+    def write(self, law: LawName, unit: Unit, words: Words) -> Path:
+        """Writes the sketch of one unit as one shard file, durable before this returns.
+
+        Args:
+            law: The law that it belongs to.
+            unit: The unit.
+            words: ``[neurons of all sites, words]``.
+
+        Returns:
+            The shard file.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        path = self._path / _UNITS / law / "c" / str(unit.index) / "0" / "0"
+        try:
+            path.unlink(missing_ok=True)  # Zarr reads the old shard before it overwrites it, and fails on a torn one.
+            _open(self._path, f"{_UNITS}/{law}", "r+")[unit.index] = words
+            for made in (path, path.parent, path.parent.parent):
+                files.sync(made)
+        except OSError as exc:
+            raise StoreError(str(path), exc.strerror or str(exc)) from exc
+        return path
+
+    def read(self, law: LawName, unit: int, columns: slice) -> Words:
+        """Returns the sketch of one unit for some columns, ``[columns, words]``.
+
+        Raises:
+            DamagedRunError: A chunk's checksum does not match.
+        """
+        if law not in self._read:
+            self._read[law] = _open(self._path, f"{_UNITS}/{law}", "r")
+        return _values(self._read[law], (unit, columns), self._path / _UNITS / law)
+
+    def write_law(self, law: LawName, site: int, words: Words) -> None:
+        """Writes the finished law of a site, which appears whole or not at all; one that exists is left as it is.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        path = self._law(law, site)
+        width = _whole_chunks(len(words))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.staged_folder(path) as folder:
+                _create(folder, "", words.shape, (CHUNK_NEURONS, self._words), (width, self._words))
+                _open(folder, "", "r+")[:] = words
+                for made in (folder / "c" / "0" / "0", folder / "c" / "0", folder / "c", folder / "zarr.json"):
+                    files.sync(made)
+        except FileExistsError:
+            return
+        except OSError as exc:
+            raise StoreError(str(path), exc.strerror or str(exc)) from exc
+
+    def read_law(self, law: LawName, site: int) -> Words | None:
+        """Returns the finished law of a site, ``[neurons, words]``, or None while there is none.
+
+        Raises:
+            DamagedRunError: A chunk's checksum does not match.
+        """
+        path = self._law(law, site)
+        return _values(_open(path, "", "r"), slice(None), path) if path.exists() else None
+
+    def _law(self, law: LawName, site: int) -> Path:
+        return self._path / "laws" / law / f"{site:05d}"
+
+
+def _whole_chunks(width: int) -> int:
+    return -(-width // CHUNK_NEURONS) * CHUNK_NEURONS
+
+
+def _create(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...]) -> None:
+    try:
+        zarr.create_array(
+            store=LocalStore(path),
+            name=name or None,
+            shape=shape,
+            chunks=chunks,
+            shards=shards,
+            dtype="int32",
+            fill_value=0,
+            compressors=[BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        )
+    except OSError as exc:
+        raise StoreError(str(path / name), exc.strerror or str(exc)) from exc
+
+
+def _open(path: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
+    try:
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return zarr.open_array(store=LocalStore(path, read_only=mode == "r"), path=name, mode=mode)
+    except (FileNotFoundError, ValueError) as exc:
+        raise DamagedRunError(str(path / name), f"it cannot be opened ({exc})") from exc
+
+
+def _values(array: "zarr.Array[Any]", where: Any, path: Path) -> Words:  # noqa: ANN401 - what Zarr indexes by
+    try:
+        return np.asarray(array[where])
+    except (ValueError, OSError, RuntimeError) as exc:
+        raise DamagedRunError(str(path), str(exc)) from exc

@@ -1,0 +1,158 @@
+"""The spec as a whole: its sections, and what one of them rules out in another."""
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal, final
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from schemas.job.model import CausalLM, TextToImage, located
+from schemas.job.prompts import Side
+from schemas.job.section import Count, CountOrZero, Number, Section, Text, Texts
+from schemas.job.transport import DetZero, Transport
+from schemas.refusal import ConflictError
+
+PADDING = 16  #: micro-batches are padded to a multiple of this many tokens
+PRECISION = 5  #: of a sketch, unless the spec says otherwise
+_UNITS = {"B": 1} | {f"{p}{s}": b**n for s, b in (("iB", 1024), ("B", 1000)) for n, p in enumerate("KMGT", start=1)}
+
+
+def _read_bytes(value: object) -> object:
+    """Returns ``20GiB`` as a number of bytes; anything else goes on as it is, to be refused."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|B)", value) if isinstance(value, str) else None
+    return int(Decimal(match[1]) * _UNITS[match[2]]) if match else value
+
+
+_SLUG = "a letter or digit, then at most 99 letters, digits, dots, dashes or underscores"
+_BYTES = "bytes: a whole number above 0, or like 20GiB (KiB MiB GiB TiB KB MB GB TB)"
+_LAW = "auto, exact, sketch, or a section with keys of kind, precision"
+_DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,4})?)$"
+Version = Annotated[int, Field(strict=True, ge=1, le=1, description="1")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description=_SLUG)]
+Bytes = Annotated[int, BeforeValidator(_read_bytes), Field(strict=True, gt=0, description=_BYTES)]
+Device = Annotated[str, Field(pattern=_DEVICES, description="auto, cpu, cuda or cuda:N")]
+Precision = Annotated[int, Field(strict=True, ge=1, le=8, description="a whole number from 1 to 8")]
+
+
+@final
+class Law(Section):
+    """How the samples of a side become a law. Text alone is the kind.
+
+    Args:
+        kind: ``exact`` keeps the values, ``sketch`` counts them; ``auto`` takes what the number of samples asks for.
+        precision: A sketch has ``2 ** precision`` buckets in each octave.
+    """
+
+    kind: Literal["auto", "exact", "sketch"] = "auto"
+    precision: Precision = PRECISION
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("precision")
+    @classmethod
+    def _exact_has_none(cls, precision: int, info: ValidationInfo) -> int:
+        # The default is let through: it stands in the dump of an exact law, which is read again.
+        if precision != PRECISION and info.data.get("kind") == "exact":
+            raise ValueError("no precision with 'kind: exact', which keeps the values as they are")
+        return precision
+
+
+@final
+class Compute(Section):
+    """What the job runs on, and how its prompts are cut into tasks.
+
+    Args:
+        workers: Number of actors; 0 runs in this process.
+        reducers: Number of actors that fold the sketches of units; none run without workers, or for exact laws.
+        address: ``local`` starts Ray here; anything else names a running cluster.
+        batch_tokens: Tokens of a micro-batch, padding included.
+        threads: Threads of a worker.
+    """
+
+    workers: CountOrZero = 2
+    reducers: Count = 1
+    address: Text = "local"
+    device: Device = "auto"
+    max_tokens: Count = 128
+    unit_size: Count = 512
+    batch_tokens: Annotated[Count, Field(validate_default=True)] = 4096
+    threads: Count = 1
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _holds_one_prompt(cls, batch_tokens: int, info: ValidationInfo) -> int:
+        padded = -(-info.data.get("max_tokens", 1) // PADDING) * PADDING
+        if batch_tokens < padded:
+            raise ValueError(f"at least {padded}, which is max_tokens rounded up to a multiple of {PADDING}")
+        return batch_tokens
+
+
+@final
+class Store(Section):
+    """What is kept of the activations beyond what an exact law needs, and how many bytes that may take."""
+
+    activations: Literal["all", "none"] = "all"
+    quota: Bytes = 20 << 30
+
+
+@final
+class Failures(Section):
+    """What share of the prompts may be quarantined before the job stops."""
+
+    quarantine_at_most: Annotated[Number, Field(ge=0, le=1, description="a number from 0 to 1")] = 0.001
+
+
+@final
+class Job(Section):
+    """A whole job: a model, two sides, where to look, and how to fit."""
+
+    version: Version
+    name: Name
+    model: Annotated[CausalLM | TextToImage, Field(discriminator="kind")]
+    source: Side
+    target: Side
+    hookpoints: Texts
+    template: Literal["plain", "chat"] = "plain"
+    pooling: Literal["mean", "max", "min", "median", "last", "all"] = "mean"
+    estimation: Literal["simultaneous"] = "simultaneous"
+    transport: Annotated[DetZero | Transport, Field(discriminator="method")] = Transport(method="linear")
+    law: Annotated[Law, Field(description=_LAW)] = Law()
+    compute: Compute = Compute()
+    store: Store = Store()
+    failures: Failures = Failures()
+
+    @field_validator("pooling")
+    @classmethod
+    def _pools_sites_of_many_sizes(cls, pooling: str, info: ValidationInfo) -> str:
+        if pooling == "all" and isinstance(info.data.get("model"), TextToImage):
+            raise ValueError("another pooling for a text-to-image model, whose sites differ in their number of tokens")
+        return pooling
+
+    @field_validator("law")
+    @classmethod
+    def _has_samples_to_read(cls, law: Law, info: ValidationInfo) -> Law:
+        if law.kind == "sketch" and _reads_samples(info):
+            raise ConflictError("kind", "auto or exact with method iti-probe, which reads single samples")
+        return law
+
+    @field_validator("store")
+    @classmethod
+    def _stores_samples_to_read(cls, store: Store, info: ValidationInfo) -> Store:
+        if store.activations == "none" and _reads_samples(info):
+            raise ConflictError("activations", "all with method iti-probe, which reads single samples")
+        return store
+
+    def located(self, base: Path) -> "Job":
+        """Returns the job with absolute paths; a hub id that is no folder under `base` stays."""
+        model = self.model.model_copy(update={"path": located(self.model.path, base)})
+        sides = {"source": self.source.located(base), "target": self.target.located(base)}
+        return self.model_copy(update={"model": model, **sides})
+
+
+def _reads_samples(info: ValidationInfo) -> bool:
+    transport = info.data.get("transport")
+    return isinstance(transport, Transport) and transport.method == "iti-probe"
