@@ -67,12 +67,7 @@ def fit_steer(
     sites = discover(modules, select(hookpoints, modules), lambda: _forward(model, first), tokens=num_tokens)
     tokens = TokenLaws([site.width for site in sites])
     sides = _read(model, sites, pooling, batches[0], tokens), _read(model, sites, pooling, batches[1])
-    maps = _maps(sites, transport, sides, tokens)
-    laws = [Marginal.from_samples(samples) for samples in sides[0]]
-    lines = [
-        site_card(site, maps[site.hookpoint], law, tokens.law(number))
-        for number, (site, law) in enumerate(zip(sites, laws, strict=True))
-    ]
+    maps, lines = _fit_sites(sites, transport, sides, tokens)
     return Steer(_card(model, pooling, transport, lines, (len(sides[0][0]), len(sides[1][0]))), maps)
 
 
@@ -113,25 +108,31 @@ def describe(support: Support) -> str:
     return support if isinstance(support, str) else f"[{support[0]:g}, {support[1]:g}]"
 
 
-def _maps(sites: Sequence[Site], transport: Transport, sides: _Sides, tokens: TokenLaws) -> dict[str, AbstractMap]:
-    """Returns the map of each site; with a selection all sites are scored before the first is fitted."""
+def _fit_sites(
+    sites: Sequence[Site], transport: Transport, sides: _Sides, tokens: TokenLaws
+) -> tuple[dict[str, AbstractMap], list[SiteCard]]:
+    """Returns the map and the card of each site; with a selection all sites are scored before the first is fitted."""
+    pairs = list(zip(*sides, strict=True))
     chosen: list[torch.Tensor] | None = None
     if transport.select is not None:
-        chosen = choose(
-            transport.select, [scores(transport.select.by, *_laws(pair)) for pair in zip(*sides, strict=True)]
-        )
+        chosen = choose(transport.select, [scores(transport.select.by, *_laws(pair)) for pair in pairs])
     maps: dict[str, AbstractMap] = {}
-    for number, (site, samples) in enumerate(zip(sites, zip(*sides, strict=True), strict=True)):
+    lines: list[SiteCard] = []
+    for number, (site, samples) in enumerate(zip(sites, pairs, strict=True)):
+        source, target = _laws(samples)
+        single = tokens.law(number)
         fitted = fit_map(
             transport.method,
-            *_laws(samples),
+            source,
+            target,
             support=transport.where,
-            tokens=tokens.law(number),
+            tokens=single,
             threshold=transport.threshold,
             samples=samples,
         )
         maps[site.hookpoint] = fitted if chosen is None else fitted.restricted_to(chosen[number])
-    return maps
+        lines.append(site_card(site, maps[site.hookpoint], source, single))
+    return maps, lines
 
 
 def _laws(samples: Samples) -> tuple[Marginal, Marginal]:

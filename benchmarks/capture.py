@@ -23,20 +23,23 @@ from pipeline.models.interface import Packed
 from pipeline.models.live_bytes import LiveBytes
 from pipeline.plan import packing_rule
 from pipeline.prompts import Snapshot
-from pipeline.store import ActivationStore
+from pipeline.sketch import HistogramSketch
+from pipeline.store import ActivationStore, SketchStore
 from schemas.plan import Plan, Unit
 
 UNIT_SIZE = 64
 PAIRS = {Effort.USUAL: 8, Effort.LONG: 48}
 
-#: The part that another part contains.
-WITHIN = "pool"
+#: The parts that another part, the hooks, contains.
+WITHIN = ("pool", "sketch the tokens")
 
 #: What a unit does besides the model's forward: the name, and the function that does it.
 PARTS = {
     "tokenise and pack": (CausalLMModel, "pack"),
-    WITHIN: (act.capture, "pool"),
-    "hooks and pool": (act.capture.Capture, "_read"),
+    "pool": (act.capture, "pool"),
+    "hooks, pool and sketch the tokens": (act.capture.Capture, "_read"),
+    "sketch the tokens": (HistogramSketch, "update"),
+    "their words (encode, write, flush)": (SketchStore, "write"),
     "look for non-finite values": (Extractor, "_judge"),
     "store (encode, write, flush)": (ActivationStore, "write"),
     "checksum of the shard": (pipeline.extract, "measure"),
@@ -76,6 +79,7 @@ def measure(effort: Effort) -> list[Finding]:
 def _compare(plan: Plan, run: RunFolder, pairs: int) -> list[Finding]:
     extractor = Extractor(plan, run.root)
     extractor.ready()
+    extractor.settle_frame("tokens")
     units = list(plan.units())
     packed = [_pack(extractor, plan, run, unit) for unit in units[: pairs + 1]]
     extractor.extract(units[pairs])  # The first unit of a process also loads code; it does not count.
@@ -149,7 +153,7 @@ def _shares(parts: Mapping[str, Sequence[Cost]], cpu: float, wall: float) -> Ite
     for part, costs in parts.items():
         of_cpu, of_wall = sum(one.cpu for one in costs) / cpu, sum(one.wall for one in costs) / wall
         yield f"{part}: {of_cpu:.2%} of the CPU time, {of_wall:.2%} of the wall time, {len(costs)} calls"
-    counted = sum(one.cpu for part, costs in parts.items() if part != WITHIN for one in costs) / cpu
+    counted = sum(one.cpu for part, costs in parts.items() if part not in WITHIN for one in costs) / cpu
     yield f"all of these, counted directly: {counted:.2%} of the CPU time, which alone gives {1 - counted:.3f} x"
 
 

@@ -79,9 +79,18 @@ class IdleWorkers(AbstractWorkers):
     def __exit__(self, *error: object) -> None:
         """There is nothing to end."""
 
+    def settle_frames(self, laws: Sequence[LawName]) -> None:
+        """There are no samples."""
+
     def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """Yields a receipt for each unit at once."""
         yield from map(self._extractor.extract, units)
+
+    def fold(self, receipt: Receipt) -> None:
+        """There is nothing to fold."""
+
+    def reduce(self, receipts: Sequence[Receipt]) -> None:
+        """There is nothing to reduce."""
 
 
 @final

@@ -15,7 +15,7 @@ from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.runs import Setting, lay_out, scratch, short_prompts, tiny_model
 from pipeline.cluster import RayWorkers
 from pipeline.folder import RunFolder
-from schemas.plan import Plan
+from schemas.plan import LAWS, Plan
 
 EARLY = 1_000
 UNIT_SIZE = 128
@@ -58,6 +58,7 @@ def _watch(plan: Plan, run: RunFolder) -> list[Growth]:
     """Extracts the run; returns each worker's growth."""
     seen, landed = 0, [(0.0, 0)]
     with RayWorkers(plan, run.root) as workers, _watching() as (pids, samples):
+        workers.settle_frames(LAWS)
         for receipt in workers.extract(list(plan.units())):
             pids.add(receipt.worker)
             seen += receipt.num_prompts

@@ -20,7 +20,7 @@ from pipeline import prompts
 from pipeline.folder import RunFolder
 from pipeline.models.quiet import quiet
 from pipeline.plan import make_plan, settle
-from pipeline.store import ActivationStore
+from pipeline.store import ActivationStore, SketchStore
 from schemas.job import Job, read_job
 from schemas.plan import SIDES, Plan
 
@@ -87,6 +87,7 @@ def lay_out(setting: Setting, folder: Path) -> tuple[Plan, RunFolder]:
     for name in SIDES:
         prompts.write_snapshot(getattr(located, name), run.prompts(name), plan.unit_size)
     ActivationStore(run.activations, plan).create()
+    SketchStore(run.sketches, plan).create()
     checkpoint.prepare()
     return plan, run
 

@@ -91,7 +91,9 @@ def _rank(hookpoint: str, transport: AbstractMap, law: Marginal) -> Iterator[Mov
 def _draw(moved: Sequence[Moved], transport: AbstractMap, laws: Laws, site: int) -> dict[Moved, NeuronLaws]:
     source, target = laws.marginal("source", site), laws.marginal("target", site)
     return {
-        one: _laws(one, transport.of(slice(one.neuron, one.neuron + 1)), _of(source, one.neuron), _of(target, one.neuron))
+        one: _laws(
+            one, transport.of(slice(one.neuron, one.neuron + 1)), _of(source, one.neuron), _of(target, one.neuron)
+        )
         for one in moved
     }
 

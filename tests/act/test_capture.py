@@ -95,6 +95,24 @@ def capture_ids(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, **input
     return torch.cat(parts)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_single_tokens_are_given_besides_the_samples_in_the_same_forward(pooling: Pooling) -> None:
+    model, samples, single, order = Backwards(), [], [], []
+
+    def keep(number: int, values: torch.Tensor) -> None:
+        single.append(values)
+        order.append(number)
+
+    sites = look(model, ["first", "optional"], lambda: model(torch.ones(2, 4)))
+    taken = Capture(modules_of(model), sites, pooling, lambda number, sample: samples.append(sample), tokens=keep)
+    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
+    with taken.reading(), taken.batch(TokenSpans.from_mask(LEFT)):
+        model(x)
+    assert order == [0, 1]
+    torch.testing.assert_close(single[0], model.first(x)[LEFT.bool()])
+    assert torch.equal(samples[0], pool(pooling, model.first(x), TokenSpans.from_mask(LEFT)))
+
+
 def test_without_spans_every_token_is_real() -> None:
     model, samples = Backwards(), []
     sites = look(model, "first", lambda: model(torch.ones(2, 4)))

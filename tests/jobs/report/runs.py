@@ -25,6 +25,8 @@ BLOCKS = [
     "model.norm",
 ]
 
+HOSTILE = '<script>alert("x")</script> $\\frac{1}{0}$ {{ 7*7 }} &amp; \x07\u202egnp.exe 👩‍🔬 مرحبا \' " \ud800'
+
 #: A site and neuron, and how far its target law lies from its source law, in standard deviations of the source.
 Shifts = Mapping[tuple[str, int], float]
 SHIFTS: Shifts = {(BLOCKS[2], 5): 20.0, (BLOCKS[2], 1): 14.0, (BLOCKS[2], 2): 10.0, (BLOCKS[6], 3): 6.0}
