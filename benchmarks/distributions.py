@@ -31,12 +31,12 @@ def _laplace(draw: np.random.Generator, shape: tuple[int, int]) -> Floats:
 
 def _bimodal(draw: np.random.Generator, shape: tuple[int, int]) -> Floats:
     mode = np.copysign(np.float32(3), draw.random(shape, dtype=np.float32) - np.float32(0.5))
-    return mode + _gaussian(draw, shape) / 2
+    return mode + np.float32(0.5) * _gaussian(draw, shape)
 
 
 def _student3(draw: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    squares = 2 * draw.standard_gamma(1.5, shape, dtype=np.float32)
-    return _gaussian(draw, shape) / np.sqrt(squares / 3)
+    squares = np.float32(2) * draw.standard_gamma(1.5, shape, dtype=np.float32)
+    return _gaussian(draw, shape) / np.sqrt(squares / np.float32(3))
 
 
 def _relu(draw: np.random.Generator, shape: tuple[int, int]) -> Floats:

@@ -97,7 +97,9 @@ def _law(seed: int, scale: float) -> HistogramSketch:
         for place in range(1, NEIGHBOURS):
             whole.fold(HistogramSketch.from_words(words.roll(place, dims=0)))
         parts.append(whole.to_words())
-    return HistogramSketch.from_words(torch.cat(parts))
+    # Mixed, as they are in a model: neighbours need different numbers of cells.
+    mixed = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))
+    return HistogramSketch.from_words(torch.cat(parts)[mixed])
 
 
 def _read_all(law: HistogramSketch) -> float:

@@ -119,7 +119,7 @@ def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
         "prompts": fitted.plan.num_prompts,
         "quarantined": card.source.num_quarantined + card.target.num_quarantined,
         "truncated": card.source.num_truncated + card.target.num_truncated,
-        "seconds": dict(fitted.timings.stages),
+        "seconds": fitted.timings.in_order,
     }
 
 
@@ -196,17 +196,22 @@ def _sites(plan: Plan) -> Table:
     return table
 
 
-def _running(sites: Sequence[RunningSite]) -> Table:
-    """The laws so far: of each site the median over neurons of some quantiles, and how far they still move."""
-    table = Table("hookpoint", "law", "samples", *(f"{prob:.0%}" for prob in PROBS), "drift", box=None, pad_edge=False)
+def _running(sites: Sequence[RunningSite]) -> Text:
+    """The laws so far: of each site the median over neurons of some quantiles, and how far they moved since last told.
+
+    Text, not a table, which would cut long names to the width of the terminal.
+    """
     shown = sites if len(sites) <= _MOST_SITES else sites[: _MOST_SITES - 1]
+    rows = [("hookpoint", "law", "samples", *(f"{prob:.0%}" for prob in PROBS), "drift")]
     for site in shown:
         drift = "" if site.drift is None else f"{site.drift:.3f}"
-        quantiles = (f"{value:.4g}" for value in site.quantiles)
-        table.add_row(Text(site.hookpoint), site.law, f"{site.num_samples:,}", *quantiles, drift)
+        quantiles = (f"{value:.3g}" for value in site.quantiles)
+        rows.append((visible(site.hookpoint), site.law, f"{site.num_samples:,}", *quantiles, drift))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if len(shown) < len(sites):
-        table.add_row(f"… {len(sites) - len(shown)} more, all with --json")
-    return table
+        lines.append(f"… {len(sites) - len(shown)} more, all with --json")
+    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
 
 def _pairs(*rows: tuple[str, str]) -> Group:

@@ -108,7 +108,7 @@ class Extractor:
             if self._plan.sketches(law, unit):
                 sketches = tokens if law == "tokens" else self._sketcher.pooled(law, block, kept)
                 assert sketches is not None, "the tokens were sketched"
-                yield self._output(law, self._sketches.write(law, unit, self._sketcher.words(sketches)))
+                yield self._output(law, self._sketches.write(law, unit, self._sketcher.words(law, sketches)))
 
     def _output(self, kind: OutputKind, path: Path) -> Output:
         return Output(kind, path.relative_to(self._folder.root).as_posix(), *measure(path))

@@ -84,7 +84,7 @@ class Laws:
     def _sketch(self, law: LawName, site: int) -> HistogramSketch:
         words = self._sketches.read_law(law, site)
         if words is not None:
-            return as_sketch(self._plan, words, f"{law} at {self._plan.sites[site].hookpoint}")
+            return as_sketch(self._plan, law, words)
         merged: HistogramSketch | None = None
         for receipt in self._receipts["source" if law == "tokens" else law]:
             if receipt.output(law) is not None:

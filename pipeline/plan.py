@@ -20,8 +20,8 @@ from pipeline.folder import RunFolder
 from pipeline.models import AbstractCheckpoint, PackingRule, open_checkpoint
 from pipeline.prompts import fingerprint
 from pipeline.reduce import num_reducers, shares
-from pipeline.sketch import EXTRA_WORDS, Grid
 from pipeline.sketch.arrays import MAX_SAMPLES
+from pipeline.store.sketches import words_per_neuron
 from schemas import files, record
 from schemas.job import Job
 from schemas.plan import CHUNK_NEURONS, EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan
@@ -106,11 +106,12 @@ def _law(job: Job, num_samples: int) -> Law:
 
 def _memory(plan: Plan, forward: int, available: int) -> Memory:
     block = _largest_unit(plan) * plan.rows_per_prompt * plan.width * _WORD
-    sketch = plan.width * (Grid(plan.law.precision).num_cells + EXTRA_WORDS) * _WORD
+    pooled, tokens = (words_per_neuron(plan.precision(law)) * _WORD for law in ("source", "tokens"))
+    written = max(pooled if plan.law.kind == "sketch" else 0, tokens)
     owned = max(sum(plan.sites[n].width for n in share) for share in shares(plan.sites, num_reducers(plan)))
     widest = max(site.width for site in plan.sites)
-    reducer = (len(LAWS) * owned + widest) * sketch // plan.width if plan.law.kind == "sketch" else 0
-    return Memory(plan.model.weight_bytes, forward, block, 2 * sketch, reducer, available)
+    reducer = owned * (2 * pooled + tokens) + widest * pooled if plan.law.kind == "sketch" else 0
+    return Memory(plan.model.weight_bytes, forward, block, plan.width * (tokens + written), reducer, available)
 
 
 def check_free(folder: RunFolder, plan: Plan) -> None:

@@ -134,19 +134,19 @@ def read_unit(plan: Plan, store: SketchStore, law: LawName, unit: int, site: int
     Raises:
         DamagedRunError: A chunk's checksum does not match.
     """
-    return as_sketch(plan, store.read(law, unit, plan.columns[plan.sites[site].hookpoint]), f"{law} unit {unit}")
+    return as_sketch(plan, law, store.read(law, unit, plan.columns[plan.sites[site].hookpoint]))
 
 
-def as_sketch(plan: Plan, words: Words, what: str) -> HistogramSketch:
+def as_sketch(plan: Plan, law: LawName, words: Words) -> HistogramSketch:
     """Returns the sketch that stored words are.
 
     Raises:
         DamagedRunError: They are none.
     """
     try:
-        return HistogramSketch.from_words(torch.from_numpy(words), Grid(plan.law.precision))
+        return HistogramSketch.from_words(torch.from_numpy(words), Grid(plan.precision(law)))
     except SketchWordsError as exc:
-        raise DamagedRunError(f"the sketch of {what}", str(exc)) from exc
+        raise DamagedRunError(f"a sketch of {law}", str(exc)) from exc
 
 
 def fold_into(running: HistogramSketch | None, part: HistogramSketch) -> HistogramSketch:
@@ -189,23 +189,26 @@ def watched(sketch: HistogramSketch) -> Marginal:
 
 @final
 class _Watch:
-    """Remembers the quantiles that were told last, so that drift can be."""
+    """Remembers what was told last, so that drift can be."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, LawName], torch.Tensor] = {}
+        self._told: dict[tuple[str, LawName], tuple[RunningSite, torch.Tensor]] = {}
 
     def look(self, hookpoint: str, law: LawName, marginal: Marginal) -> RunningSite:
-        """Returns a site's law as it is told."""
+        """Returns a site's law as it is told; as it was told last, if no samples have come."""
+        before = self._told.get((hookpoint, law))
+        if before is not None and before[0].num_samples == marginal.num_samples:
+            return before[0]
         now = marginal.quantile(torch.tensor(PROBS, dtype=torch.float64))
-        before = self._before.get((hookpoint, law))
-        self._before[hookpoint, law] = now
-        return RunningSite(
+        told = RunningSite(
             hookpoint=hookpoint,
             law=law,
             num_samples=marginal.num_samples,
             quantiles=tuple(now.median(dim=1).values.tolist()),
-            drift=None if before is None else _drift(before, now),
+            drift=None if before is None else _drift(before[1], now),
         )
+        self._told[hookpoint, law] = told, now
+        return told
 
 
 def _drift(before: torch.Tensor, now: torch.Tensor) -> float:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pipeline.folder import RunFolder
 from pipeline.forward import TokenSink
 from pipeline.frames import read_frame
-from pipeline.sketch import EXTRA_WORDS, Frame, Grid, HistogramSketch
+from pipeline.sketch import Frame, Grid, HistogramSketch
 from pipeline.store.activations import Block
-from pipeline.store.sketches import Words
-from schemas.plan import LawName, Plan
+from pipeline.store.sketches import Words, words_per_neuron
+from schemas.plan import LAWS, LawName, Plan
 
 
 @final
@@ -27,14 +27,14 @@ class Sketcher:
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
         self._plan, self._folder = plan, folder
-        self._grid = Grid(plan.law.precision)
+        self._grids = {law: Grid(plan.precision(law)) for law in LAWS}
         self._columns = list(plan.columns.values())
         self._frames: dict[LawName, Frame] = {}
         self._words: Words = np.empty((0, 0), np.int32)
 
     def empty(self, law: LawName, device: torch.device) -> list[HistogramSketch]:
         """Returns a sketch of nothing for each site."""
-        return [HistogramSketch.empty(frame, self._grid, device) for frame in self._frame(law)]
+        return [HistogramSketch.empty(frame, self._grids[law], device) for frame in self._frame(law)]
 
     def pooled(self, law: LawName, block: Block, kept: NDArray[np.bool_]) -> Iterator[HistogramSketch]:
         """Yields the sketch of a unit's pooled samples for each site, one after the other.
@@ -46,14 +46,15 @@ class Sketcher:
         """
         rows = slice(None) if kept.all() else kept
         for columns, frame in zip(self._columns, self._frame(law), strict=True):
-            sketch = HistogramSketch.empty(frame, self._grid)
+            sketch = HistogramSketch.empty(frame, self._grids[law])
             sketch.update(torch.from_numpy(np.ascontiguousarray(block[rows, columns])))
             yield sketch
 
-    def words(self, sketches: Iterable[HistogramSketch]) -> Words:
+    def words(self, law: LawName, sketches: Iterable[HistogramSketch]) -> Words:
         """Returns the sketches of all sites, `[neurons of all sites, words]`; the next call overwrites them."""
-        if not self._words.size:  # one allocation serves all units
-            self._words = np.empty((self._plan.width, self._grid.num_cells + EXTRA_WORDS), np.int32)
+        shape = (self._plan.width, words_per_neuron(self._plan.precision(law)))
+        if self._words.shape != shape:  # one allocation serves all units of a side
+            self._words = np.empty(shape, np.int32)
         for columns, sketch in zip(self._columns, sketches, strict=True):
             self._words[columns] = sketch.to_words().cpu().numpy()
         return self._words

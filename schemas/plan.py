@@ -25,6 +25,9 @@ EXACT_SAMPLES = 1024
 #: ``tokens``, those of all units.
 TOKEN_PROMPTS = 1024
 
+#: Precision of the law of tokens, of which nothing but shares and extremes is asked: a fourth of the memory.
+TOKEN_PRECISION = 3
+
 
 @final
 @dataclass(frozen=True)
@@ -250,6 +253,10 @@ class Plan:
     def support(self) -> object:
         """The support: a word, or two percentiles."""
         return self.spec["transport"]["support"]
+
+    def precision(self, law: LawName) -> int:
+        """Returns the precision with which the sketches of a law count."""
+        return min(TOKEN_PRECISION, self.law.precision) if law == "tokens" else self.law.precision
 
     def sketches(self, law: LawName, unit: Unit) -> bool:
         """Returns whether a unit's samples are sketched for a law."""

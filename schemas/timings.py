@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
+#: The stages of a job in the order in which it does them.
+STAGES = ("plan", "model", "workers", "frames", "extract", "reduce", "fit", "save")
+
 
 @final
 @dataclass(frozen=True)
@@ -19,3 +22,9 @@ class Timings:
     stages: Mapping[str, float] = field(default_factory=dict)
     workers: int = 0
     prompts: int = 0
+
+    @property
+    def in_order(self) -> dict[str, float]:
+        """Seconds of each stage, in the order of the stages; those of another name come last."""
+        names = [*(name for name in STAGES if name in self.stages), *(n for n in self.stages if n not in STAGES)]
+        return {name: self.stages[name] for name in names}

@@ -21,25 +21,56 @@ def binned(samples: Floats, edges: Sequence[Floats], spread_error: float = 0.0, 
 
     `spread_error` is how far the stated mean and deviation are off, and `edge_error` how far samples lie outside.
     """
+    return stated(samples, edges, (spread_error, -spread_error), edge_error)
+
+
+def stated(
+    samples: Floats,
+    edges: Sequence[Floats],
+    moments_off: tuple[float, float] = (0.0, 0.0),
+    edge_error: float = 0.0,
+    moments_of: Floats | None = None,
+) -> Marginal:
+    """The law of cells whose moments are stated wrongly.
+
+    `moments_off` is by how much the stated mean and deviation are off, and what their stated errors are no less than;
+    `edge_error` is stated; `moments_of` are the samples whose moments are meant, if they are others.
+    """
     columns = [_cells(column, cuts) for column, cuts in zip(samples.T, edges, strict=True)]
     width = max(len(counts) for _, _, counts in columns)
     lows, highs = np.full((2, len(columns), width), np.nan)
     counts = np.zeros((len(columns), width), np.int64)
     for row, (low, high, count) in enumerate(columns):
         lows[row, : len(low)], highs[row, : len(low)], counts[row, : len(low)] = low, high, count
-    # Column by column: NumPy's sums along the first axis depend on how many columns there are.
-    mean, deviation = np.array([(np.mean(column), np.std(column)) for column in np.ascontiguousarray(samples.T)]).T
-    everywhere = np.ones(len(columns))
     return Marginal.from_cells(
         torch.from_numpy(lows),
         torch.from_numpy(highs),
         torch.from_numpy(counts),
-        mean=torch.from_numpy(mean + 0.9 * spread_error),
-        variance=torch.from_numpy(np.maximum(deviation - 0.9 * spread_error, 0) ** 2),
-        mean_error=torch.from_numpy(everywhere * spread_error),
-        deviation_error=torch.from_numpy(everywhere * spread_error),
-        edge_error=torch.from_numpy(everywhere * edge_error),
+        **_moments(samples if moments_of is None else moments_of, *moments_off),
+        edge_error=torch.full((len(columns),), edge_error, dtype=torch.float64),
     )
+
+
+def moved_inside(samples: Floats, law: Marginal, error: float, seed: int = 0) -> Floats:
+    """The samples, each moved by up to `error`, none beyond the extremes and these not at all; `[samples, 1]`."""
+    steps = np.random.default_rng(seed).uniform(-error, error, samples.shape)
+    moved = (samples + steps).clip(law.low.item(), law.high.item())
+    moved[samples.argmin()], moved[samples.argmax()] = law.low.item(), law.high.item()
+    return moved
+
+
+def _moments(samples: Floats, mean_off: float, deviation_off: float) -> dict[str, torch.Tensor]:
+    # Column by column: NumPy's sums along the first axis depend on how many columns there are.
+    mean, deviation = np.array([(np.mean(column), np.std(column)) for column in np.ascontiguousarray(samples.T)]).T
+    stated = np.maximum(deviation + deviation_off, 0)
+    error = np.ones_like(mean) * (1 + 1e-9)
+    values = {
+        "mean": mean + mean_off,
+        "variance": stated**2,
+        "mean_error": error * abs(mean_off),
+        "deviation_error": error * abs(deviation_off),
+    }
+    return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
 def graded(column: Floats, per_octave: int) -> Floats:

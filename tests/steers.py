@@ -126,7 +126,7 @@ def steer_for(model: nn.Module, maps: Mapping[str, AbstractMap]) -> Steer:
     return Steer(card, maps)
 
 
-def moved_by(transport: TransportMap, x: torch.Tensor, strength: float) -> torch.Tensor:
+def moved_by(transport: AbstractMap, x: torch.Tensor, strength: float) -> torch.Tensor:
     """The method's formula, in float64 and from nothing of ours but the four vectors; neurons last."""
     wide = x.double()
     scale, shift, low, high = (getattr(transport, part).double() for part in ("scale", "shift", "low", "high"))

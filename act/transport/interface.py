@@ -15,6 +15,14 @@ class AbstractMap(ABC):
     if TYPE_CHECKING:
 
         @property
+        def scale(self) -> torch.Tensor:
+            """Slope of each neuron's line, or of the line nearest to its map, `[neurons]`, float32, finite."""
+
+        @property
+        def shift(self) -> torch.Tensor:
+            """Offset of the same line, `[neurons]`, float32, finite."""
+
+        @property
         def low(self) -> torch.Tensor:
             """Lower end of each neuron's support, `[neurons]`, float32, maybe ``-inf``."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from markupsafe import Markup
@@ -12,15 +12,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from act.transport.affine import LARGEST
 from jobs.report.svg import Ink, drawing, inline
-from jobs.report.text import decimal, power
+from jobs.report.text import power, rough
 from jobs.text import visible
 from schemas.card import SiteCard
 
 #: Marks at most. More sites than that share marks: each stands for neighbours, and for the worst of them.
 MOST_MARKS = 200
 
-WIDTH: Final = 1050
+WIDTH: Final = 1060
 HEIGHT: Final = 250
+LEFT, RIGHT, BOTTOM, TOP = 48, 20, 44, 22  # room around the axes
 
 
 @final
@@ -45,7 +46,7 @@ class Mark:
 
 def bound(error: float) -> str:
     """Returns a proven error as it is written: with two digits, and ``none`` where there is no bound."""
-    return decimal(error, 2) if error < LARGEST else "none"
+    return rough(error) if error < LARGEST else "none"
 
 
 def marks(sites: Sequence[SiteCard]) -> list[Mark]:
@@ -71,14 +72,17 @@ def error_bounds(sites: Sequence[SiteCard]) -> Markup | None:
         return None
     low, high = 10.0 ** np.floor(np.log10(0.8 * min(finite))), 10.0 ** np.ceil(np.log10(1.25 * max(finite)))
     with drawing(WIDTH, HEIGHT) as figure:
-        axes = figure.add_axes((48 / WIDTH, 44 / HEIGHT, 1 - 56 / WIDTH, 1 - 66 / HEIGHT))
-        axes.set(xlim=(0.5, len(sites) + 0.5), ylim=(low, high), yscale="log", xlabel="site, in execution order")
+        area = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT)
+        axes = figure.add_axes(area)
+        shared = "; each mark is the worst of several" if len(drawn) < len(sites) else ""
+        axes.set(xlim=(0.5, len(sites) + 0.5), ylim=(low, high), yscale="log")
+        axes.set_xlabel(f"site, in execution order{shared}")
         _scale(axes)
         titles = {f"bound{number}": mark.title for number, mark in enumerate(drawn)}
         _draw(axes, drawn, low, high)
         for mark, name in zip(drawn, titles, strict=True):  # what the pointer finds: as wide as the site, and unseen
-            area = ((mark.first - 0.5, low), mark.last - mark.first + 1, high - low)
-            axes.add_patch(Rectangle(*area, facecolor=Ink.ACCENT, alpha=0, linewidth=0, gid=name))
+            here = ((mark.first - 0.5, low), mark.last - mark.first + 1, high - low)
+            axes.add_patch(Rectangle(*here, facecolor=Ink.ACCENT, alpha=0, linewidth=0, gid=name))
         return inline(figure, "Proven error of each site's maps, in standard deviations", titles)
 
 
@@ -96,13 +100,18 @@ def _scale(axes: Axes) -> None:
 def _draw(axes: Axes, drawn: Sequence[Mark], low: float, high: float) -> None:
     x = np.array([(mark.first + mark.last) / 2 for mark in drawn])
     median, worst = (np.array([getattr(mark, name) for mark in drawn]) for name in ("median", "worst"))
-    step = (WIDTH - 56) / len(drawn)
+    step = (WIDTH - LEFT - RIGHT) / len(drawn)
     moved, bounded = worst > 0, worst < LARGEST
     axes.vlines(x[moved], np.clip(median, low, high)[moved], np.clip(worst, low, high)[moved], Ink.MUTED, linewidth=1.2)
-    bars = {"marker": "_", "color": Ink.MUTED, "markersize": min(9.0, 0.7 * step), "markeredgewidth": 2}
-    axes.plot(x[moved & bounded], worst[moved & bounded], linestyle="", **bars)
-    dots = {"marker": "o", "color": Ink.ACCENT, "markersize": min(6.0, 0.7 * step), "markeredgewidth": 0}
+    bars: dict[str, Any] = {"marker": "_", "color": Ink.MUTED, "markersize": min(9.0, 0.7 * step), "markeredgewidth": 2}
+    dots: dict[str, Any] = {
+        "marker": "o",
+        "color": Ink.ACCENT,
+        "markersize": min(6.0, 0.7 * step),
+        "markeredgewidth": 0,
+    }
     shown = (median > 0) & (median < LARGEST)
+    axes.plot(x[moved & bounded], worst[moved & bounded], linestyle="", **bars)
     axes.plot(x[shown], median[shown], linestyle="", zorder=3, **dots)
     axes.plot(x[~bounded], np.full_like(x, high)[~bounded], linestyle="", color=Ink.TEXT, marker="^", clip_on=False)
 

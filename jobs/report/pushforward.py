@@ -117,7 +117,8 @@ def _pieces(law: Marginal, cuts: torch.Tensor) -> tuple[torch.Tensor, Values]:
     The law is cut at the ends of its cells and at `cuts`. Each of these is a piece of one value, and so is what lies
     between it and the next.
     """
-    ends = torch.cat([law.lows[0], law.highs[0], cuts.to(law.lows.dtype)]).unique()[:, None]
+    found = torch.cat([law.lows[0], law.highs[0], cuts.to(law.lows.dtype)])
+    ends = torch.from_numpy(np.unique(found.numpy()))[:, None]
     levels = torch.stack([law.cdf_below(ends), law.cdf(ends)], dim=1).flatten()
     return ends.repeat_interleave(2, dim=0), levels.diff().numpy()
 

@@ -27,13 +27,25 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def decimal(number: float, digits: int = 4) -> str:
-    """Returns a number with so many significant digits, a true minus sign, and no zeros that lead its exponent."""
-    mantissa, _, exponent = f"{number:.{digits}g}".partition("e")
-    written = f"{mantissa}e{int(exponent)}" if exponent else mantissa
-    return written.replace("-", "−").replace("inf", "∞")
+def decimal(number: float) -> str:
+    """Returns a number with four significant digits and a true minus sign."""
+    return _written(f"{number:.4g}")
+
+
+def rough(number: float) -> str:
+    """Returns a number with two significant digits, zeros at its end too, so that a column of them can be compared."""
+    if 100 <= abs(number) < 1e6:
+        return _written(f"{number:,.0f}")
+    return _written(f"{number:#.2g}".removesuffix(".")) if number else "0"
 
 
 def power(base: int, exponent: int) -> str:
     """Returns a power as it is written, such as ``10⁻⁷``."""
     return f"{base}{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def _written(number: str) -> str:
+    """Leaves out the zeros that lead an exponent."""
+    mantissa, _, exponent = number.partition("e")
+    whole = f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    return whole.replace("-", "−").replace("inf", "∞")

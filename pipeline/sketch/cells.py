@@ -43,7 +43,7 @@ class Cells:
         for end in ends:
             # In place, on the way from units of the scale to values. The open ends reach to the extremes.
             end.mul_(scale[:, None]).add_(centre).clamp_(low, high)
-        return cls(*ends, counts, _edge_error(frame, grid, state))
+        return cls(ends[0], ends[1], counts, _edge_error(frame, grid, state))
 
 
 def _compressed(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

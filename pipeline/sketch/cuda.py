@@ -58,8 +58,8 @@ def update(values: torch.Tensor, frame: Frame, grid: Grid, state: SketchArrays) 
     if not values.numel():
         return
     values, frame = values.detach().to(device), frame.to(device)
-    # Narrower types are exact in float32, and upcast in the kernels.
-    values = values.float() if values.dtype == torch.float64 else values
+    # Bfloat16 has the leading half of a float32's bits, and is read as it is.
+    values = values.view(torch.int16) if values.dtype == torch.bfloat16 else values.float().view(torch.int32)
     low, high = _extremes_of(values, state)
     distance = farthest(low, high, frame.centre)
     widen(state, frame.centre, wanted_exponent(distance, frame, grid), grid)
@@ -84,24 +84,22 @@ def _count_all(values: torch.Tensor, frame: Frame, grid: Grid, state: SketchArra
     """Counts the keys and what is too far, and returns the sums of a and the limbs of a², `[3, neurons]`, int64."""
     sums = torch.zeros((3, values.shape[1]), dtype=torch.int64, device=values.device)
     scale, quanta = power_of_two(grid.precision - state.exponent), power_of_two(MOMENT_BITS - frame.moment_exponent)
+    _launch("count", values, (frame.centre, scale, quanta, state.counts, *sums, state.far), rule(grid))
+    return sums
+
+
+def rule(grid: Grid) -> dict[str, float]:
+    """Returns the constants that keys and moments are computed with, by their names in the kernel."""
     shift, unit = 23 - grid.precision, float(1 << grid.precision)
     offset = (1 << shift) - 1 - int(torch.tensor(unit).view(torch.int32))
-    rule = {
-        "CELLS": grid.num_cells,
-        "LAST": grid.atom,
-        "UNIT": unit,
-        "SHIFT": shift,
-        "OFFSET": offset,
-        "FAR": float(FAR),
-    }
-    _launch("count", values, (frame.centre, scale, quanta, state.counts, *sums, state.far), rule)
-    return sums
+    key = {"CELLS": grid.num_cells, "LAST": grid.atom, "UNIT": unit, "SHIFT": shift, "OFFSET": offset}
+    return key | {"FAR": float(FAR)}
 
 
 def _launch(name: str, values: torch.Tensor, tensors: tuple[torch.Tensor, ...], constants: dict[str, float]) -> None:
     rows, neurons = values.shape
     programs = (-(-neurons // NEURONS), -(-rows // CHUNK))
-    sizes = {"CHUNK": CHUNK, "ROWS": ROWS, "NEURONS": NEURONS}
+    sizes = {"CHUNK": CHUNK, "ROWS": ROWS, "NEURONS": NEURONS, "PADDING": 32 - 8 * values.element_size()}
     from pipeline.sketch import triton_kernels
 
     kernel = getattr(triton_kernels, name)[programs]

@@ -142,7 +142,7 @@ class ExactSketch(AbstractSketch):
             grid: None is the grid of this sketch.
         """
         histogram = HistogramSketch.empty(frame or self.frame, grid or self.grid, self.frame.centre.device)
-        histogram.update(self.values().t())
+        histogram.update(self._rows())
         return histogram
 
     def count_into(self, frame: Frame, grid: Grid, state: SketchArrays) -> None:
@@ -152,7 +152,7 @@ class ExactSketch(AbstractSketch):
             OtherFrameError: The histogram counts in another frame or grid.
         """
         check_same(frame, grid, self.frame, self.grid)
-        count(self.values().t(), frame, grid, state)
+        count(self._rows(), frame, grid, state)
 
     def neurons(self, part: slice) -> "ExactSketch":
         """Returns the sketch of some neurons. It may share memory with this one."""
@@ -176,6 +176,10 @@ class ExactSketch(AbstractSketch):
     def to_words(self) -> torch.Tensor:
         """Returns the whole sketch as integers, `[neurons, samples + 5]`, int32, the bits of the values first."""
         return torch.cat([self.values().view(torch.int32), *frame_words(KIND, self.frame, self.grid)], dim=1)
+
+    def _rows(self) -> torch.Tensor:
+        # A copy in rows, which kernels read several times faster than columns.
+        return self.values().t().contiguous()
 
     def _keep(self, batch: torch.Tensor) -> None:
         if (found := self.num_samples + batch.shape[1]) > LIMIT:

@@ -5,6 +5,7 @@ from typing import final
 
 import torch
 
+from act.marginal import ascending
 from pipeline.sketch.arrays import MAX_EXPONENT, MIN_EXPONENT
 from pipeline.sketch.errors import SketchShapeError
 
@@ -110,9 +111,9 @@ def _lower_median(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Returns the lower median of each column's kept values, `[neurons]`; NaN where none is kept."""
     if not values.shape[0]:
         return values.new_full(values.shape[1:], torch.nan)
-    ordered = values.masked_fill(~kept, torch.nan).sort(dim=0).values
+    ordered = ascending(values.masked_fill(~kept, torch.nan))
     middle = (kept.sum(dim=0) - 1).clamp(min=0) // 2
-    return ordered.gather(0, middle[None])[0]
+    return ordered.gather(1, middle[:, None])[:, 0]
 
 
 def _exponent(spread: torch.Tensor) -> torch.Tensor:

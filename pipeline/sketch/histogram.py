@@ -68,8 +68,7 @@ class HistogramSketch(AbstractSketch):
             raise SketchWordsError(f"found {list(words.shape)} in {words.dtype}, wanted {wanted}")
         counts, extra = words[:, : grid.num_cells], words[:, grid.num_cells :]
         frame = read_frame(extra, KIND, grid)
-        # A copy: the sketch may be updated, and what it was read from may be a read-only file.
-        return cls(frame, grid, read_state(counts.clone(), extra[:, FRAME_WORDS:], frame))
+        return cls(frame, grid, read_state(counts, extra[:, FRAME_WORDS:], frame))
 
     @property
     def num_neurons(self) -> int:

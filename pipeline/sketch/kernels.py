@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.sketch import compiled, keys
+from pipeline.sketch import compiled, cuda, keys
 from pipeline.sketch.arrays import SketchArrays
 from pipeline.sketch.frame import Frame
 from pipeline.sketch.grid import Grid
@@ -20,5 +20,7 @@ def count(values: torch.Tensor, frame: Frame, grid: Grid, state: SketchArrays) -
     values = values.to(device)
     if device.type == "cpu" and compiled.available():
         compiled.update(values, frame, grid, state)
+    elif cuda.available(device):
+        cuda.update(values, frame, grid, state)
     else:
         keys.update(values, frame, grid, state)

@@ -4,6 +4,8 @@ The key of a value is the layout of a float with gradual underflow, relative to 
 `d = fl(x − c)`, the only rounding, `m = ceil(|d| 2^(p − e))` and `t = m + max(m, 2^p)`, the leading bits of the
 float t number the cells on one side. All but d is exact, so the integers are the same on every device.
 
+Only `torch.set_flush_denormal(True)` changes keys: where subnormals are flushed, sketches must not be made.
+
 A unit is read in blocks of neurons, in tiles that fit a cache, and never transposed. What a tile needs is written
 into the same few buffers over and over.
 """
@@ -39,11 +41,12 @@ def update(values: torch.Tensor, frame: Frame, grid: Grid, state: SketchArrays) 
     rows, neurons = values.shape
     device = state.counts.device
     tile_rows, width = TILES.get(device.type, LARGE_TILE)
-    tile = _Tile.empty(min(tile_rows, rows), min(width, neurons), device)
+    tile_rows = min(tile_rows, rows)
+    tile = _Tile.empty(tile_rows, min(width, neurons), device)
     for start in range(0, neurons if rows else 0, width):
         part = slice(start, min(start + width, neurons))
         block = values[:, part].detach().to(device, torch.float32)
-        _update_block(block, frame[part].to(device), grid, state.neurons(part), tile.narrow(part.stop - start))
+        _update_block(block, frame[part].to(device), grid, state.neurons(part), tile.part(tile_rows, block.shape[1]))
 
 
 @final
@@ -72,29 +75,20 @@ class _Tile:
         ones = torch.ones(rows * neurons, dtype=torch.int32, device=device)
         return cls(distance, scaled, wide, ones, torch.ones(rows, dtype=torch.float64, device=device))
 
-    def narrow(self, neurons: int) -> "_Tile":
-        """Returns the buffers for the last, narrower block; contiguous, from the same memory."""
-        rows, width = self.distance.shape
-        if neurons == width:
+    def part(self, rows: int, neurons: int) -> "_Tile":
+        """Returns the buffers for a smaller tile, contiguous, in the same memory."""
+        if self.distance.shape == (rows, neurons):
             return self
-        views = [buffer.view(-1)[: rows * neurons].view(rows, neurons) for buffer in self._square()]
-        return _Tile(*views, self.ones[: rows * neurons], self.weights)
-
-    def rows(self, rows: int) -> "_Tile":
-        """Returns the buffers for the last, shorter tile."""
-        if rows == self.distance.shape[0]:
-            return self
-        views = [buffer[:rows] for buffer in self._square()]
-        return _Tile(*views, self.ones[: rows * self.distance.shape[1]], self.weights[:rows])
+        size = rows * neurons
+        buffers = (self.distance, self.scaled, self.wide)
+        distance, scaled, wide = (buffer.view(-1)[:size].view(rows, neurons) for buffer in buffers)
+        return _Tile(distance, scaled, wide, self.ones[:size], self.weights[:rows])
 
     @property
     def half(self) -> torch.Tensor:
         """The memory of `wide` as a float32 buffer."""
         shape = self.wide.shape
         return self.wide.view(torch.float32).view(-1)[: shape.numel()].view(shape)
-
-    def _square(self) -> tuple[torch.Tensor, ...]:
-        return self.distance, self.scaled, self.wide
 
 
 def _update_block(block: torch.Tensor, frame: Frame, grid: Grid, state: SketchArrays, tile: _Tile) -> None:
@@ -145,7 +139,7 @@ def _count(
     key = _Key.of(frame, grid, state)
     sums = MomentSums.start(distance, frame)
     for values in _tiles(block, tile):
-        part = tile.rows(values.shape[0])
+        part = tile.part(*values.shape)
         # 0 − c instead of −c, and a sum: no distance is then −0.0, and its sign bit is its sign.
         torch.add(values, key.shift, out=part.distance)
         sums.add(part.distance, part.scaled, part.wide, part.weights)
@@ -155,7 +149,7 @@ def _count(
 
 
 def _tiles(block: torch.Tensor, tile: _Tile) -> Iterator[torch.Tensor]:
-    return iter(block.split(tile.distance.shape[0]))
+    return iter(torch.split(block, tile.distance.shape[0]))
 
 
 @final

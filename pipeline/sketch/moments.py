@@ -10,6 +10,9 @@ from pipeline.sketch.cells import ROUNDOFF, ROUNDOFF64, Cells
 from pipeline.sketch.frame import Frame
 from pipeline.sketch.powers import wide_power_of_two
 
+#: Neurons whose moments are taken from their cells at once.
+BLOCK = 64
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Moments:
         They come from the integer sums, and for the neurons whose sums do not hold all values from the cells.
         """
         moments = _of_sums(frame, state, num_samples)
-        for places in (~_summed(frame, state, num_samples)).nonzero()[:, 0].split(64):
+        for places in torch.split((~_summed(frame, state, num_samples)).nonzero()[:, 0], BLOCK):
             for name, part in _of_cells(cells, places, num_samples).items():
                 getattr(moments, name)[places] = part
         return moments._confined(state.low.double(), state.high.double())

@@ -107,7 +107,7 @@ def _integer_sums(block: torch.Tensor, centre: torch.Tensor, quanta: torch.Tenso
     """Returns the sums of a and the limbs of a², `[3, neurons]`, and how many values are too far, `[neurons]`."""
     sums = torch.zeros((3, block.shape[1]), dtype=torch.int64, device=block.device)
     far = torch.zeros_like(sums[0])
-    for values in block.split(max(1, FAR_VALUES // block.shape[1])):
+    for values in torch.split(block, max(1, FAR_VALUES // block.shape[1])):
         steps = ((values - centre) * quanta).round_()
         outside = steps.abs() >= FAR
         whole = steps.masked_fill_(outside, 0.0).long()

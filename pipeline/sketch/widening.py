@@ -62,7 +62,7 @@ def _moving(state: SketchArrays, centre: torch.Tensor, behind: torch.Tensor) -> 
     """
     atom = (state.low == centre) & (state.high == centre)
     places = ((behind > 0) & (state.low <= state.high) & ~atom).nonzero()[:, 0]
-    return places.split(BLOCK) if len(places) else ()
+    return torch.split(places, BLOCK) if len(places) else ()
 
 
 def _coarsened(counts: torch.Tensor, times: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -20,6 +20,8 @@ EXTRA_WORDS = 17
 
 FRAME_WORDS = 5
 
+WORD_MASK = (1 << 32) - 1
+
 
 def kind_word(kind: int, grid: Grid) -> int:
     """Returns the word that says what a row holds: a kind of sketch, from 1 to 255, and its grid."""
@@ -41,10 +43,10 @@ def read_frame(words: torch.Tensor, kind: int, grid: Grid) -> Frame:
     """
     wanted = kind_word(kind, grid)
     for found in words[:, 0][words[:, 0] != wanted].tolist():
-        raise SketchWordsError(f"found the mark {found & 0xFFFFFFFF:08x}, wanted {wanted:08x}, {kind=} of {grid}")
+        raise SketchWordsError(f"found the mark {found & WORD_MASK:08x}, wanted {wanted:08x}, {kind=} of {grid}")
     frame = Frame(
-        words[:, 1].contiguous().view(torch.float32),
-        *(words[:, place].contiguous() for place in range(2, FRAME_WORDS)),
+        words[:, 1].clone().view(torch.float32),
+        *(words[:, place].clone() for place in range(2, FRAME_WORDS)),
     )
     _refuse("a centre that is not finite", ~frame.centre.isfinite())
     _refuse("an exponent out of range", _outside(frame.exponent, MIN_EXPONENT, frame.widest))
@@ -56,32 +58,30 @@ def read_frame(words: torch.Tensor, kind: int, grid: Grid) -> Frame:
 def state_words(state: SketchArrays) -> list[torch.Tensor]:
     """Returns the words of a state other than its counts, `[neurons, 1]` or `[neurons, 2]` each, int32."""
     ends = (state.exponent, state.low.view(torch.int32), state.high.view(torch.int32))
-    sums = (state.first, state.second_high)
-    # What was not finite, and what is far, is at most as many as there are samples, below 2^31; and a low limb's 32
-    # bits are kept as they are.
-    small = (_low_word(state.second_low), state.nans, state.plus_infs, state.minus_infs, state.far)
+    # What was not finite, and what is far, is at most as many as there are samples, below 2^31.
+    small = (_word(state.second_low), state.nans.int(), state.plus_infs.int(), state.minus_infs.int(), state.far.int())
     return [
         *(part[:, None] for part in ends),
-        *(part.contiguous().view(torch.int32).view(-1, 2) for part in sums),
-        *(part.int()[:, None] for part in small),
+        *(torch.stack([_word(part), _word(part >> 32)], dim=1) for part in (state.first, state.second_high)),
+        *(part[:, None] for part in small),
     ]
 
 
 def read_state(counts: torch.Tensor, words: torch.Tensor, frame: Frame) -> SketchArrays:
-    """Returns the state of rows, given their counts and their words after the frame.
+    """Returns the state of rows, given their counts and their words after the frame: a copy, which may be updated.
 
     Raises:
         SketchWordsError: They are not what any sketch holds.
     """
     nans, plus_infs, minus_infs, far = (words[:, place].long() for place in range(8, 12))
     state = SketchArrays(
-        exponent=words[:, 0].contiguous(),
-        counts=counts.contiguous(),
-        low=words[:, 1].contiguous().view(torch.float32),
-        high=words[:, 2].contiguous().view(torch.float32),
-        first=words[:, 3:5].contiguous().view(torch.int64)[:, 0],
-        second_high=words[:, 5:7].contiguous().view(torch.int64)[:, 0],
-        second_low=words[:, 7].long() & 0xFFFFFFFF,
+        exponent=words[:, 0].clone(),
+        counts=counts.clone(memory_format=torch.contiguous_format),
+        low=words[:, 1].clone().view(torch.float32),
+        high=words[:, 2].clone().view(torch.float32),
+        first=_wide(words[:, 3:5]),
+        second_high=_wide(words[:, 5:7]),
+        second_low=words[:, 7].long() & WORD_MASK,
         nans=nans,
         plus_infs=plus_infs,
         minus_infs=minus_infs,
@@ -100,9 +100,15 @@ def _check_counts(state: SketchArrays) -> None:
     _refuse("extremes that do not belong to its counts", (state.low <= state.high) != (finite > 0))
 
 
-def _low_word(limb: torch.Tensor) -> torch.Tensor:
-    """Returns 32 bits kept in an int64 as an int32 with the same bits."""
-    return torch.where(limb < 1 << 31, limb, limb - (1 << 32)).int()
+def _word(whole: torch.Tensor) -> torch.Tensor:
+    """Returns the lower 32 bits of integers, int64, as int32."""
+    low = whole & WORD_MASK
+    return torch.where(low < 1 << 31, low, low - (1 << 32)).int()
+
+
+def _wide(words: torch.Tensor) -> torch.Tensor:
+    """Returns the integers of two words each, `[neurons, 2]`, int64, the lower word first."""
+    return (words[:, 1].long() << 32) | (words[:, 0].long() & WORD_MASK)
 
 
 def _outside(found: torch.Tensor, low: torch.Tensor | int, high: torch.Tensor | int) -> torch.Tensor:

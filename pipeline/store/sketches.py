@@ -34,7 +34,7 @@ class SketchStore:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self._path, self._plan = path, plan
-        self._words = Grid(plan.law.precision).num_cells + EXTRA_WORDS
+        self._words = {law: words_per_neuron(plan.precision(law)) for law in LAWS}
         self._read: dict[LawName, zarr.Array[Any]] = {}
 
     def create(self) -> None:
@@ -43,8 +43,9 @@ class SketchStore:
             num_units = sum(self._plan.sketches(law, unit) for unit in self._plan.units())
             if num_units and not (self._path / _UNITS / law / "zarr.json").exists():
                 width = self._plan.width
-                shape, chunk = (num_units, width, self._words), (1, CHUNK_NEURONS, self._words)
-                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, _whole_chunks(width), self._words))
+                words = self._words[law]
+                shape, chunk = (num_units, width, words), (1, CHUNK_NEURONS, words)
+                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, _whole_chunks(width), words))
 
     def write(self, law: LawName, unit: Unit, words: Words) -> Path:
         """Writes the sketch of one unit as one shard file, durable before this returns.
@@ -87,11 +88,11 @@ class SketchStore:
             StoreError: The disk refuses.
         """
         path = self._law(law, site)
-        width = _whole_chunks(len(words))
+        shard = (_whole_chunks(len(words)), self._words[law])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.staged_folder(path) as folder:
-                _create(folder, "", words.shape, (CHUNK_NEURONS, self._words), (width, self._words))
+                _create(folder, "", words.shape, (CHUNK_NEURONS, self._words[law]), shard)
                 _open(folder, "", "r+")[:] = words
                 for made in (folder / "c" / "0" / "0", folder / "c" / "0", folder / "c", folder / "zarr.json"):
                     files.sync(made)
@@ -111,6 +112,11 @@ class SketchStore:
 
     def _law(self, law: LawName, site: int) -> Path:
         return self._path / "laws" / law / f"{site:05d}"
+
+
+def words_per_neuron(precision: int) -> int:
+    """Returns how many words the sketch of a neuron has."""
+    return Grid(precision).num_cells + EXTRA_WORDS
 
 
 def _whole_chunks(width: int) -> int:

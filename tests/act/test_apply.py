@@ -2,8 +2,10 @@ import copy
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ import act
 from act.steer import Steer
 from tests.architectures import run, tiny, tokens
 from tests.steers import (
+    make_quantile_map,
     moved_by,
     state,
     steer_for,
@@ -46,6 +49,31 @@ def test_outputs_move_as_the_formula_says(llama: Any, strength: float) -> None:
     assert 0.5 < inside < 0.8
     torch.testing.assert_close(found.double(), moved_by(transport, own[0], strength), rtol=1e-6, atol=1e-6)
     assert torch.equal(found[own[0].abs() > 1], own[0][own[0].abs() > 1])
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, -1.0])
+def test_a_map_with_knots_moves_along_the_lines_between_them(llama: Any, strength: float, tmp_path: Path) -> None:
+    transport = make_quantile_map(32, 0)
+    steer_for(llama, {"model.norm": transport}).save(tmp_path / "steer")
+    with recorded(llama.model.norm) as own, act.apply(act.load(tmp_path / "steer"), llama, strength=strength):
+        found = llama.model(input_ids=tokens(2, 5)).last_hidden_state
+    a, low, high = (part.double().numpy() for part in (own[0], transport.low, transport.high))
+    wanted = a.copy()
+    for neuron in range(32):
+        x, y = (part[neuron].double().numpy() for part in (transport.knots_x, transport.knots_y))
+        beyond = a[..., neuron] - a[..., neuron].clip(x[0], x[-1])
+        wanted[..., neuron] = np.interp(a[..., neuron], x, y) + beyond
+    wanted = np.where((a >= low) & (a <= high), (1 - strength) * a + strength * wanted, a)
+    np.testing.assert_allclose(found.double().numpy(), wanted, rtol=1e-5, atol=1e-5)
+    assert 0.3 < (wanted != a).mean() < 0.9
+
+
+def test_a_site_whose_map_moves_nothing_gets_no_hook(llama: Any) -> None:
+    none = window(32).restricted_to(torch.zeros(32, dtype=torch.bool))
+    plain, before = run(llama), state(llama)
+    with act.apply(steer_for(llama, {"model.norm": none}), llama):
+        assert state(llama) == before
+        assert torch.equal(run(llama), plain)
 
 
 def test_every_site_is_moved_and_later_ones_see_it(llama: Any, steer: Steer) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from act.capture import Capture, hooked
 from act.errors import SiteVisitError
 from act.hookpoint import Hookpoint, modules_of
-from act.pooling import POOLINGS, Pooling, TokenSpans
+from act.pooling import POOLINGS, Pooling, TokenSpans, pool
 from schemas.plan import Site
 from tests.architectures import tiny, tokens
 from tests.visiting import Backwards, hooks, look

@@ -18,7 +18,9 @@ from act.errors import (
     SiteVisitError,
 )
 from act.fingerprint import fingerprint
-from act.transport import Transport
+from act.marginal import Marginal
+from act.transport import METHODS, Selection, Transport, default_support, fit, scores
+from act.transport import select as choose
 from tests.architectures import tiny
 
 Reduce = Callable[[np.ndarray], np.ndarray]
@@ -197,6 +199,84 @@ def test_displacement_is_in_standard_deviations(llama: Any) -> None:
         a, b = source[site.hookpoint], target[site.hookpoint]
         wanted = (np.abs(b.mean(0) - a.mean(0)) / a.std(0)).mean()
         assert site.displacement == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_card_says_how_much_of_single_tokens_and_neurons_is_moved_and_how_well(llama: Any) -> None:
+    steer = fitted(llama)
+    source, single = (activations(llama, SOURCE, pooling) for pooling in ("mean", "all"))
+    assert (steer.card.law, steer.card.select, steer.card.threshold) == ("exact", "", 0.5)
+    for site in steer.card.sites:
+        transport, a, tokens = steer.maps[site.hookpoint], source[site.hookpoint], single[site.hookpoint]
+        low, high = transport.low.double().numpy(), transport.high.double().numpy()
+        assert site.tokens_transported == pytest.approx(((tokens >= low) & (tokens <= high)).mean(), abs=0.01)
+        assert site.tokens_transported < 0.9 < site.transported
+        assert site.neurons_transported == 1.0
+        errors = transport.error.double().numpy() / a.std(0)
+        assert site.error_worst == pytest.approx(errors.max(), rel=1e-3)
+        assert np.sort(errors)[15] * 0.999 <= site.error_median <= np.sort(errors)[16] * 1.001
+        assert 0 < site.error_median <= site.error_worst < 1e-4
+        assert site.misfit == 0
+
+
+def test_the_support_of_tokens_is_their_range_and_transports_them_all(llama: Any) -> None:
+    steer = fitted(llama, transport=Transport("linear", "tokens"))
+    single = activations(llama, SOURCE, "all")
+    assert steer.card.support == "tokens"
+    for name, transport in steer.maps.items():
+        np.testing.assert_allclose(transport.low.numpy(), single[name].min(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(transport.high.numpy(), single[name].max(0), rtol=1e-4, atol=1e-5)
+    assert [site.tokens_transported for site in steer.card.sites] == [1.0] * 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_fits_saves_and_steers(llama: Any, method: str, tmp_path: Path) -> None:
+    target = TARGET if method != "actadd" else (TARGET * 2)[: len(SOURCE)]
+    sides = batches(SOURCE, "right", 5), batches(target, "right", 5)
+    steer = act.fit_steer(llama, *sides, transport=Transport(method))
+    assert steer.card.support == default_support(method)
+    steer.save(tmp_path / "steer")
+    again = act.load(tmp_path / "steer")
+    ids = SOURCE[0][None]
+    with torch.no_grad():
+        plain = llama(input_ids=ids).logits
+        with act.apply(again, llama):
+            steered = llama(input_ids=ids).logits
+    assert steered.isfinite().all()
+    assert not torch.equal(steered, plain)
+
+
+def test_the_maps_of_a_method_are_those_of_the_laws(llama: Any) -> None:
+    source, target = (activations(llama, ids, "mean")["model.norm"] for ids in (SOURCE, TARGET))
+    samples = torch.from_numpy(source).float(), torch.from_numpy(target).float()
+    laws = [Marginal.from_samples(side) for side in samples]
+    for method in ("gaussian", "aura", "east", "iti-probe", "det-zero"):
+        wanted = fit(method, *laws, samples=samples, threshold=0.7).tensors()
+        found = fitted(llama, transport=Transport(method, threshold=0.7)).maps["model.norm"].tensors()
+        torch.testing.assert_close(found["scale"], wanted["scale"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found["shift"], wanted["shift"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        (Selection("w2", 5), "top 5 neurons of each site by w2"),
+        (Selection("auroc", 0.1, across="model"), "top 10% of neurons of the model by auroc"),
+        (Selection("w2", 2, of="sites"), "top 2 sites by w2"),
+    ],
+)
+def test_a_selection_moves_the_neurons_whose_laws_differ_most(llama: Any, select: Selection, words: str) -> None:
+    whole, steer = fitted(llama), fitted(llama, transport=Transport("linear", select=select))
+    source, target = (activations(llama, ids, "mean") for ids in (SOURCE, TARGET))
+    sites = [site.hookpoint for site in steer.card.sites]
+    laws = [[Marginal.from_samples(torch.from_numpy(side[name])) for side in (source, target)] for name in sites]
+    chosen = choose(select, [scores(select.by, *pair) for pair in laws])
+    assert steer.card.select == words
+    assert 0 < sum(int(mask.sum()) for mask in chosen) < 5 * 32
+    for site, mask in zip(steer.card.sites, chosen, strict=True):
+        found, wanted = steer.maps[site.hookpoint], whole.maps[site.hookpoint]
+        assert torch.equal(found.moves, mask)
+        assert torch.equal(found.tensors()["scale"][mask], wanted.tensors()["scale"][mask])
+        assert site.neurons_transported == pytest.approx(float(mask.double().mean()))
 
 
 def test_a_fitted_steer_survives_a_folder(llama: Any, tmp_path: Path) -> None:

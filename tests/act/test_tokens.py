@@ -9,11 +9,8 @@ from act.tokens import TokenLaws
 
 
 def batches(num: int, width: int, seed: int = 0) -> list[torch.Tensor]:
-    """Tokens in batches of 1 to 4, `[tokens, width]` each."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(num, width, generator=generator)
-    sizes = torch.randint(1, 5, (num,), generator=generator).tolist()
-    return [part for part in tokens.split(sizes) if len(part)] if sum(sizes) == num else list(tokens.split(3))
+    """Tokens in batches of at most 3, `[tokens, width]` each."""
+    return list(torch.randn(num, width, generator=torch.Generator().manual_seed(seed)).split(3))
 
 
 def test_with_room_it_is_the_law_of_all_tokens() -> None:

@@ -163,3 +163,8 @@ def test_the_tokens_of_early_source_units_are_sketched_and_with_that_support_tho
     assert [PLAN.sketches("source", unit) for unit in (early, late, target)] == [True, True, False]
     exact = dataclasses.replace(PLAN, law=Law("exact", 5))
     assert [exact.sketches(law, early) for law in ("source", "target", "tokens")] == [False, False, True]
+
+
+def test_tokens_are_counted_in_wider_cells() -> None:
+    assert [PLAN.precision(law) for law in ("source", "target", "tokens")] == [5, 5, 3]
+    assert dataclasses.replace(PLAN, law=Law("sketch", 2)).precision("tokens") == 2

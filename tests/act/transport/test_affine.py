@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from act.errors import BoundError, EmptySupportError, NotFiniteError, ShapeError
 from act.marginal import Marginal
-from act.transport.affine import Fitted, TransportMap, upward
-from tests.laws import exact, sketched
+from act.transport.affine import Fitted, TransportMap, line_through_means, upward
+from tests.laws import binned, exact, sketched, stated
 
 SCALE = torch.tensor([0.0, 0.5, 1.0, 3.0, 1e-9])
 SHIFT = torch.tensor([0.25, -1.0, 0.0, 2.0, 7.0])
@@ -297,3 +297,30 @@ def test_where_float32_does_not_hold_the_result_there_is_no_bound() -> None:
 
     assert moved(source.high).isinf().all()
     assert moved.error.isinf().all()
+
+
+def test_a_line_through_the_means_is_off_by_what_its_slope_and_the_means_are_off() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(5, size=(50, 2)), generator.normal(size=(50, 2))
+    source, target = (stated(x, [np.zeros(1)] * 2, (off, 0.0)) for x, off in ((a, 0.25), (b, 0.5)))
+    scale, least, most = torch.tensor([[2.0, 2.0], [1.9, 0.5], [4.0, 2.1]], dtype=torch.float64)
+    line = line_through_means(source, target, scale, least, most)
+
+    np.testing.assert_allclose(line.shift, target.mean - 2 * source.mean, rtol=1e-12)
+    np.testing.assert_allclose(line.slope_error, [2.0, 1.5], rtol=1e-12)
+    np.testing.assert_allclose(line.offset_error, [0.5 + 4 * 0.25, 0.5 + 2.1 * 0.25], rtol=1e-6)
+
+
+def test_a_slope_that_may_be_none_that_float32_holds_may_be_1() -> None:
+    samples = np.array([[-1.0], [0.0], [1.0]])
+    source, target = binned(samples, [np.array([0.5])]), binned(1e38 * samples, [np.array([0.5])])
+
+    def errors(scale: float, least: float, most: float) -> float:
+        slopes = torch.tensor([[scale], [least], [most]], dtype=torch.float64)
+        return line_through_means(source, target, *slopes).slope_error.item()
+
+    assert errors(1e38, 1e38, 2e38) == pytest.approx(1e38)
+    # Some of what the slope may be is too large, and then it is 1; where the estimate is, the largest may be it.
+    assert errors(3e38, 2e38, 4e38) == pytest.approx(3e38)
+    assert errors(4e38, 3e38, 5e38) == pytest.approx(torch.finfo(torch.float32).max)
+    assert errors(5e38, 4e38, 6e38) == 0

@@ -14,7 +14,7 @@ from act.errors import CountsError
 from act.marginal import Marginal
 from act.transport.coupling import couple, wasserstein2
 from act.transport.refinement import MAX_UNIT, common_unit, gaps, merged_steps
-from tests.laws import binned, exact, sketched
+from tests.laws import binned, exact, graded, moved_inside, sketched, stated
 
 COUNTS = st.integers(1, 24)
 
@@ -95,19 +95,28 @@ def test_it_is_symmetric_and_never_negative() -> None:
             np.testing.assert_allclose(getattr(one, part), getattr(other, part), atol=1e-13)
 
 
-@pytest.mark.parametrize("laws", [(exact, exact), (sketched, sketched), (exact, sketched), (sketched, exact)])
-def test_neither_blocks_nor_neighbours_change_a_bit(laws, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kinds", ["samples", "cells", "both"])
+def test_neither_blocks_nor_neighbours_change_a_bit(kinds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    a, b = generator.standard_t(2, size=(300, 11)), generator.normal(size=(140, 11))
-    whole = couple(laws[0](a), laws[1](b))
-    monkeypatch.setattr("act.transport.refinement.PIECES", 1000)
-    parts = couple(laws[0](a), laws[1](b))
+    a, b = generator.standard_t(2, size=(3000, 7)), generator.normal(size=(1400, 7))
 
-    for part in ("correlation", "lowest", "highest"):
-        assert torch.equal(getattr(parts, part), getattr(whole, part))
-    for neuron in range(11):
-        alone = couple(laws[0](a[:, [neuron]]), laws[1](b[:, [neuron]]))
-        assert alone.correlation[0] == whole.correlation[neuron]
+    def couplings(neurons: slice) -> torch.Tensor:
+        source = exact(a[:, neurons]) if kinds != "cells" else cut(a, neurons)
+        found = couple(source, exact(b[:, neurons]) if kinds == "samples" else cut(b, neurons))
+        return torch.stack([found.correlation, found.lowest, found.highest])
+
+    whole = couplings(slice(0, 7))
+    monkeypatch.setattr("act.transport.refinement.PIECES", 10_000)
+
+    assert torch.equal(couplings(slice(0, 7)), whole)
+    for neuron in range(7):
+        assert torch.equal(couplings(slice(neuron, neuron + 1))[0], whole[0, neuron : neuron + 1])
+
+
+def cut(samples: np.ndarray, neurons: slice) -> Marginal:
+    """Neurons with few cells beside neurons with many."""
+    chosen = list(range(samples.shape[1]))[neurons]
+    return binned(samples[:, neurons], [graded(samples[:, neuron], 4 * 2**neuron) for neuron in chosen])
 
 
 def test_the_pieces_of_cells_are_those_of_fractions() -> None:
@@ -175,16 +184,52 @@ def samples_and_cells(draw) -> tuple[np.ndarray, np.ndarray]:
     return samples[:, None], edges
 
 
-@given(samples_and_cells(), samples_and_cells(), st.sampled_from([0.0, 1e-6, 0.1]), st.sampled_from([0.0, 1e-6, 1.0]))
-def test_the_correlation_of_the_samples_is_within_its_bounds(one, other, spread: float, edge: float) -> None:
-    laws = [binned(samples, [edges], spread, edge) for samples, edges in (one, other)]
-    true = correlation(one[0], other[0]).item()
+OFF = st.sampled_from([0.0, 1e-6, -1e-6, 0.1, -0.1])
 
-    for pair in (laws, (exact(one[0]), laws[1]), (laws[0], exact(other[0]))):
+
+@given(samples_and_cells(), samples_and_cells(), st.tuples(OFF, OFF), st.tuples(OFF, OFF), st.sampled_from([0.0, 0.5]))
+def test_the_correlation_of_the_samples_is_within_its_bounds(one, other, off, off_other, edge: float) -> None:
+    laws, all_moved = [], []
+    for seed, ((samples, edges), moments_off) in enumerate(((one, off), (other, off_other))):
+        moved = moved_inside(samples, binned(samples, [edges]), edge, seed)
+        laws.append(stated(samples, [edges], moments_off, edge, moments_of=moved))
+        all_moved.append(moved)
+    true = correlation(*all_moved).item()
+
+    for pair in (laws, (exact(all_moved[0]), laws[1]), (laws[0], exact(all_moved[1]))):
         found = couple(*pair)
         assert found.lowest.item() <= true + 1e-12
         assert true - 1e-12 <= found.highest.item()
         assert 0 <= found.lowest.item() <= found.correlation.item() <= found.highest.item() <= 1
+
+
+@pytest.mark.parametrize("off", [(0.02, 0.0), (0.0, 0.05), (0.0, -0.05), (0.01, 0.02)])
+@pytest.mark.parametrize("off_other", [(-0.02, 0.0), (0.0, 0.05), (0.0, -0.05), (0.0, 0.0)])
+@pytest.mark.parametrize("same", [True, False])
+def test_moments_that_are_off_are_reckoned_with_where_cells_are_thin(off, off_other, same: bool) -> None:
+    """A cell for each sample leaves nothing open but the moments."""
+    a, b = np.random.default_rng(0).normal(size=(2, 400, 1))
+    b = a if same else b
+    found = couple(*(stated(x, [np.sort(x[:, 0])], moments_off) for x, moments_off in ((a, off), (b, off_other))))
+    true = correlation(a, b).item()
+
+    assert found.lowest.item() - 1e-12 <= true <= found.highest.item() + 1e-12
+    assert found.highest.item() - found.lowest.item() < 0.05
+
+
+def test_samples_that_lie_outside_their_cells_widen_the_bounds() -> None:
+    """Cells of nearly no width at even distances, and samples that are beside them, those of the target elsewhere."""
+    even = np.arange(50.0)[:, None]
+    edges = np.sort(np.r_[even[:, 0], even[:, 0] - 1e-9])
+    beside = [even + 0.4 * np.sin(k * np.pi / 49 * even) for k in (1, 2)]
+    true = correlation(*beside).item()
+    wide, narrow = (
+        couple(*(stated(even, [edges], edge_error=error, moments_of=samples) for samples in beside))
+        for error in (0.4, 0.0)
+    )
+
+    assert wide.lowest.item() <= true <= wide.highest.item()
+    assert not narrow.lowest.item() <= true <= narrow.highest.item()
 
 
 def test_bounds_of_the_correlation_are_met_by_samples_at_the_ends_of_cells() -> None:

@@ -42,7 +42,7 @@ SKETCHED: dict[str, Any] = {"law": {"kind": "sketch", "precision": 5}, "store": 
 
 def make_plan(sites: Sequence[str], prompts: tuple[int, int] = (40, 30), width: int = 8, **spec: Any) -> Plan:
     """Returns a plan as the planner makes it; `spec` replaces sections of the job."""
-    job = {
+    job: dict[str, Any] = {
         "version": 1,
         "name": "music",
         "model": {"kind": "causal-lm", "path": "models/tiny", "dtype": "float32"},

@@ -13,7 +13,7 @@ STEPS = [f"unet.mid.{name}@{step}" for step in range(4) for name in ("norm1", "n
 
 
 def cards(names: Sequence[str]) -> list[SiteCard]:
-    return [SiteCard(name, "Norm", 4, float(number), *[1.0] * 5, 0) for number, name in enumerate(names)]
+    return [SiteCard(name, "Norm", 4, float(number), 1.0, 1.0, 1.0, 0.0, 0.0, 0) for number, name in enumerate(names)]
 
 
 def test_sites_of_blocks_stand_by_kind_and_block():

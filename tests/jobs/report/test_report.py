@@ -82,11 +82,11 @@ def test_page_shows_every_site_with_its_numbers_and_the_fingerprints(facts, page
     card = facts.steer.card
     for site in card.sites:
         shares = (100 * share for share in (site.transported, site.tokens_transported))
-        errors = (f"{error:.2g}" for error in (site.error_median, site.error_worst))
+        errors = (f"{error:#.2g}" for error in (site.error_median, site.error_worst))
         numbers = ["100.0", f"{site.displacement:.3f}", *(f"{share:.1f}" for share in shares), *errors]
         assert f"{site.hookpoint} RMSNorm 8 {' '.join(numbers)}".replace("e-0", "e−") in page.text
         assert f"{site.hookpoint}: {site.displacement:.3f} sd" in page.text
-        assert f"{site.hookpoint}: median {site.error_median:.2g} sd, ".replace("e-0", "e−") in page.text
+        assert f"{site.hookpoint}: median {site.error_median:#.2g} sd, ".replace("e-0", "e−") in page.text
     for print_ in (card.plan, card.tensors, card.model_fingerprint, card.checkpoint_fingerprint, "a" * 64, "b" * 64):
         assert print_ in page.text
     assert 'topic: [art, "no"]' in page.text

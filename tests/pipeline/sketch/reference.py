@@ -7,6 +7,17 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipeline.sketch import Frame
+
+#: Centre, exponent, widest and moment exponent of one neuron.
+Parts = tuple[float, int, int, int]
+
+
+def parts(frame: Frame, neuron: int = 0) -> Parts:
+    """The frame of one neuron."""
+    exponent, widest, moments = (int(e[neuron]) for e in (frame.exponent, frame.widest, frame.moment_exponent))
+    return float(frame.centre[neuron]), exponent, widest, moments
+
 
 def edges(precision: int, octaves: int) -> list[Fraction]:
     """The edges of one side: `2^precision` equal cells on [0, 1] and in each octave after it."""
@@ -23,7 +34,7 @@ def differences(values: np.ndarray, centre: float) -> list[float]:
         return [float(x) for x in finite.astype(np.float32) - np.float32(centre)]
 
 
-def exponent(values: np.ndarray, frame: tuple[float, int, int, int], octaves: int) -> int:
+def exponent(values: np.ndarray, frame: Parts, octaves: int) -> int:
     """The smallest exponent from the frame's on whose bounded cells reach all values, or the widest."""
     centre, smallest, widest, _ = frame
     far = max((abs(d) for d in differences(values, centre)), default=0.0)
@@ -35,18 +46,19 @@ def exponent(values: np.ndarray, frame: tuple[float, int, int, int], octaves: in
     return widest
 
 
-def counts(values: np.ndarray, frame: tuple[float, int, int, int], precision: int, octaves: int) -> dict[int, int]:
+def counts(values: np.ndarray, frame: Parts, precision: int, octaves: int) -> dict[int, int]:
     """How many values each cell holds, by searching the edges; the atom is cell H + 1."""
     centre, *_ = frame
     table, scale = edges(precision, octaves), Fraction(2) ** exponent(values, frame, octaves)
-    half, found = octaves << precision, Counter()
+    half = octaves << precision
+    found: Counter[int] = Counter()
     for d in differences(values, centre):
         key = half + 1 if math.isinf(d) else bisect_left(table, abs(Fraction(d)) / scale)
         found[half + 1 + (key if d > 0 else -key)] += 1
     return dict(found)
 
 
-def moments(values: np.ndarray, frame: tuple[float, int, int, int]) -> tuple[int, int, int]:
+def moments(values: np.ndarray, frame: Parts) -> tuple[int, int, int]:
     """The sums of a and a², and how many values are too far for them."""
     centre, _, _, moment_exponent = frame
     first = second = far = 0

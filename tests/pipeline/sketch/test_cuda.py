@@ -1,4 +1,4 @@
-"""Triton's kernels against plain torch: in Triton's interpreter, by a second pytest, and on a GPU where there is one."""
+"""Triton's kernels against plain torch: in Triton's interpreter, by a second pytest, and on a GPU if there is one."""
 
 import os
 import subprocess
@@ -29,6 +29,18 @@ def device(request) -> str:
     return request.param
 
 
+def several(neurons: int, frame: Frame) -> Frame:
+    """The frame of so many neurons that are all like one."""
+    return Frame(*(tensor.expand(neurons).clone() for tensor in frame.to_tensors().values()))
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch) -> None:
+    # The interpreter goes through all rows that a program may have, with or without values.
+    if INTERPRETED:
+        monkeypatch.setattr(cuda, "CHUNK", 32)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
 def test_the_rest_of_this_file_passes_in_tritons_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-rN"]
@@ -47,9 +59,17 @@ def test_the_rest_of_this_file_passes_in_tritons_interpreter() -> None:
 
 
 @runs
-@pytest.mark.parametrize("grid", [Grid(), Grid(1, 2), Grid(10, 13)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_every_kind_of_column_counts_as_in_torch(device: str, grid: Grid, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "grid"),
+    [
+        (torch.float32, Grid()),
+        (torch.float32, Grid(1, 2)),
+        (torch.bfloat16, Grid(10, 13)),
+        (torch.float16, Grid()),
+        (torch.float64, Grid()),
+    ],
+)
+def test_every_kind_of_column_counts_as_in_torch(device: str, dtype: torch.dtype, grid: Grid) -> None:
     values = columns(50, 1, ALL_KINDS)
     batches = [part.to(dtype) for part in values.split([1, 19, 30])]
 
@@ -60,7 +80,7 @@ def test_every_kind_of_column_counts_as_in_torch(device: str, grid: Grid, dtype:
 def test_programs_share_neurons_and_the_last_ones_are_not_full(device: str, monkeypatch) -> None:
     values = columns(75, 2, ALL_KINDS).repeat(1, 4)[:, :65]
     frame = pilot(values)
-    for chunk, rows, neurons in ((16, 8, 8), (32, 32, 16), (64, 1, 32)):
+    for chunk, rows, neurons in ((16, 8, 32), (64, 32, 16)):
         for name, size in {"CHUNK": chunk, "ROWS": rows, "NEURONS": neurons}.items():
             monkeypatch.setattr(cuda, name, size)
 
@@ -72,20 +92,16 @@ def test_programs_share_neurons_and_the_last_ones_are_not_full(device: str, monk
 def test_edges_and_what_lies_beside_them(device: str, exponent: int) -> None:
     grid = Grid(3, 15)
     for centre in (0.0, 1.7 * 2.0**exponent):
-        values = around_edges(grid, exponent, centre)
-        # As a row of many neurons with one frame: the interpreter is slow in programs, not in what each holds.
-        frame = frame_of(centre, exponent)
-        frame = Frame(*(tensor.expand(len(values)).clone() for tensor in frame.to_tensors().values()))
+        values = around_edges(grid, exponent, centre).view(-1, 77)
 
-        assert not different(cuda.update, [values.t()], frame, grid, device)
+        assert not different(cuda.update, [values], several(77, frame_of(centre, exponent)), grid, device)
 
 
 @runs
 @pytest.mark.parametrize(("exponent", "moments"), [(-100, -100), (0, -6), (0, 0), (114, 114)])
 def test_any_bits(device: str, exponent: int, moments: int) -> None:
     values = any_bits(40, seed=exponent, neurons=64)
-    frame = frame_of(1.5 * 2.0**exponent, exponent, moments=moments)
-    frame = Frame(*(tensor.expand(64).clone() for tensor in frame.to_tensors().values()))
+    frame = several(64, frame_of(1.5 * 2.0**exponent, exponent, moments=moments))
 
     assert not different(cuda.update, [values, values.bfloat16()], frame, Grid(), device)
 
@@ -95,9 +111,10 @@ def test_moments_of_any_size(device: str) -> None:
     ends = torch.tensor([2.0 ** (binade - 16) for binade in range(46)])
     values = torch.stack([ends, torch.nextafter(ends, 0 * ends), torch.nextafter(ends, 2 * ends), ends * 1.5])
     rounded = torch.arange(184).view(4, 46) * 2.0**-17
-    frame = Frame(torch.zeros(46), *(torch.full((46,), exponent, dtype=torch.int32) for exponent in (0, 4, 0)))
 
-    assert not different(cuda.update, [values, -values, rounded, -rounded], frame, Grid(), device)
+    assert not different(
+        cuda.update, [values, -values, rounded, -rounded], several(46, frame_of(0.0, 0)), Grid(), device
+    )
 
 
 @runs
@@ -110,6 +127,32 @@ def test_values_may_lie_in_memory_in_any_way(device: str) -> None:
     layouts += [values.clone().requires_grad_(), torch.empty(0, neurons)]
 
     assert not different(cuda.update, layouts, pilot(values), Grid(), device)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs Triton's compiler")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["extremes", "count"])
+def test_a_kernel_compiles_for_a_gpu_that_is_not_there(name: str, capability: int, tmp_path, monkeypatch) -> None:
+    from triton import compile as compiled_for
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipeline.sketch import triton_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(triton_kernels, name)
+    constants: dict[str, float] = {"CHUNK": 32, "ROWS": 16, "NEURONS": 64, "PADDING": 0}
+    constants |= cuda.rule(Grid()) if name == "count" else {}
+    floats, sums = {"centre", "scale", "quanta"}, {"nans", "plus_infs", "minus_infs", "first", "upper", "lower", "far"}
+    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(sums, "*i64")
+    types |= dict.fromkeys(("row_stride", "neuron_stride", "rows", "neurons"), "i64")
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "*i32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = compiled_for(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+
+    assert compiled.asm["cubin"]
+    assert "fma" not in compiled.asm["ptx"]
 
 
 @runs

@@ -74,6 +74,15 @@ def test_past_the_limit_nothing_is_kept_in_place() -> None:
     assert one.num_samples == 1
 
 
+def test_all_nans_are_one() -> None:
+    bits = torch.tensor([[0x7FC00000], [0x7F800001], [-1]], dtype=torch.int32)
+    values = torch.cat([bits.view(torch.float32), torch.ones(1, 1)])
+    frame, grid = Frame.from_pilot(torch.ones(1, 1)), Grid()
+
+    assert same(sketched(ExactSketch, values, frame, grid), sketched(ExactSketch, values.flip(0), frame, grid))
+    assert sketched(ExactSketch, values, frame, grid).nonfinite.nans.tolist() == [3]
+
+
 def test_a_histogram_takes_in_kept_values() -> None:
     values = columns(60, 8, ALL_KINDS)
     frame, grid = pilot(values), Grid()

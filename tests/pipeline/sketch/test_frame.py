@@ -10,11 +10,7 @@ from pipeline.sketch.arrays import MAX_EXPONENT, MIN_EXPONENT
 from pipeline.sketch.errors import SketchShapeError
 from tests.pipeline.sketch.columns import ALL_KINDS, columns, samples
 from tests.pipeline.sketch.conformance import law, seeds
-
-
-def parts(frame: Frame, neuron: int = 0) -> tuple[float, int, int, int]:
-    centre, *exponents = (tensor[neuron].item() for tensor in frame.to_tensors().values())
-    return (centre, *exponents)
+from tests.pipeline.sketch.reference import parts
 
 
 def of(*column: float) -> Frame:

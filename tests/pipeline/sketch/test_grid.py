@@ -41,9 +41,10 @@ def test_cells_lie_side_by_side_around_the_atom(grid: Grid) -> None:
     lows, highs = grid.cell_ends()
 
     assert len(lows) == len(highs) == grid.num_cells
-    assert (lows[0], highs[-1]) == (-torch.inf, torch.inf)
+    assert lows[0] == -torch.inf
+    assert highs[-1] == torch.inf
     assert torch.equal(lows[1:], highs[:-1])
-    assert (lows[grid.atom], highs[grid.atom]) == (0, 0)
+    assert lows[grid.atom] == highs[grid.atom] == 0
     assert torch.equal(lows[grid.atom + 1 :], grid.edges())
 
 

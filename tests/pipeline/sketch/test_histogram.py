@@ -25,10 +25,12 @@ class TestHistogram(SketchConformance):
     @given(values=samples(max_rows=40, kinds=ALL_KINDS), grid=st.sampled_from([Grid(), SMALL]))
     def test_it_counts_as_the_definition_says(self, values: torch.Tensor, grid: Grid) -> None:
         frame = pilot(values)
-        arrays = self.sketch(values, frame=frame, grid=grid).arrays
+        sketch = self.empty(frame, grid)
+        sketch.update(values)
+        arrays = sketch.arrays
 
         for neuron, column in enumerate(values.t().numpy()):
-            own = tuple(tensor[neuron].item() for tensor in frame.to_tensors().values())
+            own = reference.parts(frame, neuron)
             counted = arrays.counts[neuron].nonzero()[:, 0].tolist()
             second = (int(arrays.second_high[neuron]) << 32) + int(arrays.second_low[neuron])
 

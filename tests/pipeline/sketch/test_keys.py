@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sketch import Frame, Grid, SketchArrays, kernels, keys
+from pipeline.sketch import Frame, Grid, SketchArrays, compiled, keys
 from tests.pipeline.sketch import reference
 from tests.pipeline.sketch.columns import ALL_KINDS, samples
 from tests.pipeline.sketch.conformance import law, pilot
@@ -20,7 +20,7 @@ class TestHistogramInTorch(HistogramLaws):
     @classmethod
     def plain_torch(cls) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels.compiled, "available", lambda: False)
+            patch.setattr(compiled, "available", lambda: False)
             yield
 
 

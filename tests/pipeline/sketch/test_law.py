@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -33,14 +34,16 @@ def contain(marginal: Marginal, values: torch.Tensor) -> None:
     """The errors of both moments hold, judged in Python's fractions."""
     for neuron, column in enumerate(values.t().tolist()):
         exact = [Fraction(value) for value in column]
-        mean = sum(exact) / len(exact)
-        variance = sum((value - mean) ** 2 for value in exact) / len(exact)
-        found, error = float(marginal.variance[neuron]) ** 0.5, float(marginal.deviation_error[neuron])
-        assert abs(Fraction(float(marginal.mean[neuron])) - mean) <= Fraction(float(marginal.mean_error[neuron]))
+        mean = sum(exact, Fraction()) / len(exact)
+        variance = sum(((value - mean) * (value - mean) for value in exact), Fraction()) / len(exact)
+        found, error = math.sqrt(marginal.variance[neuron].item()), float(marginal.deviation_error[neuron])
+        away = abs(Fraction(float(marginal.mean[neuron])) - mean)
+        assert away <= Fraction(float(marginal.mean_error[neuron]))
         # The root itself is rounded, by a relative 2^-53.
         slack = 1 + Fraction(1, 2**50)
-        assert Fraction(max(0.0, found - error)) ** 2 <= variance * slack
-        assert variance <= Fraction(found + error) ** 2 * slack
+        least, most = Fraction(max(0.0, found - error)), Fraction(found + error)
+        assert least * least <= variance * slack
+        assert variance <= most * most * slack
 
 
 @law
@@ -66,12 +69,13 @@ def test_cells_are_those_that_hold_samples_padded_to_the_longest_neuron() -> Non
     found = cells_of(sketched(values, Frame.from_pilot(torch.tensor([[0.0, 2.0], [1.0, 1.0], [-1.0, 3.0]]))))
 
     assert found.counts.tolist() == [[2, 1, 0], [1, 1, 1]]
-    assert (found.lows[0, 0], found.highs[0, 0]) == (0, 0)
+    assert found.lows[0, 0] == found.highs[0, 0] == 0
     assert found.lows[0, 2] == found.highs[0, 2] == 1.5
     assert found.lows[0, 1] < 1.5 == found.highs[0, 1]
     # The atom of the second neuron is at its centre; its outer cells end at its extremes.
     assert found.lows[1, 1] == found.highs[1, 1] == 2
-    assert (found.lows[1, 0], found.highs[1, 2]) == (1, 3)
+    assert found.lows[1, 0] == 1
+    assert found.highs[1, 2] == 3
 
 
 def test_open_ends_reach_to_the_extremes() -> None:

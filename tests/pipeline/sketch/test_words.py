@@ -47,10 +47,11 @@ def test_every_word_comes_back_whatever_its_bits() -> None:
         assert getattr(read.arrays, name).dtype == tensor.dtype
 
 
-def test_words_are_copied() -> None:
-    written = words()
+@pytest.mark.parametrize("neurons", [slice(0, 1), slice(None)])
+def test_words_are_copied(neurons: slice) -> None:
+    written = words()[neurons]
     before = written.clone()
-    HistogramSketch.from_words(written).update(VALUES)
+    HistogramSketch.from_words(written).update(VALUES[:, neurons])
 
     assert torch.equal(written, before)
 
