@@ -103,7 +103,7 @@ class Laws:
             return sketch
         words, start = sketch.to_words(), self._plan.columns[self._plan.sites[site].hookpoint].start
         step = max(1, MEND_SIZE // max(1, sketch.num_samples))
-        for neurons in misfit.split(step):
+        for neurons in torch.split(misfit, step):
             parts = [self._activations.samples(side, slice(c, c + 1), self._receipts[side]) for c in (neurons + start)]
             samples = torch.cat([torch.from_numpy(part) for part in parts], dim=1)
             anew = HistogramSketch.empty(Frame.from_pilot(samples), Grid(self._plan.law.precision))

@@ -10,16 +10,16 @@ import act
 from act.fingerprint import fingerprint
 from act.hookpoint import Hookpoint
 from act.steer import Steer
-from act.transport.affine import TransportMap
+from act.transport import AbstractMap, TransportMap
 from pipeline.models import Sampling, Survey
 from pipeline.models.text_to_image import TextToImageModel
 from schemas.card import Card, SideCard, SiteCard
 from tests.pipeline.models.drawing import CASES, MID, RULE, STREAMS, checkpoint_of, image_of, model_of
 
 
-def _steer(model: TextToImageModel, survey: Survey, maps: Mapping[str, TransportMap]) -> Steer:
+def _steer(model: TextToImageModel, survey: Survey, maps: Mapping[str, AbstractMap]) -> Steer:
     here = (site for site in survey.sites if site.hookpoint in maps)
-    sites = tuple(SiteCard(s.hookpoint, s.module_type, s.width, 0.0, *[1.0] * 5, 0) for s in here)
+    sites = tuple(SiteCard(s.hookpoint, s.module_type, s.width, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0) for s in here)
     side = SideCard(1, 1, 0, 0, "")
     return Steer(
         Card(
