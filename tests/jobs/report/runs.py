@@ -165,7 +165,7 @@ def _sketch(folder: RunFolder, plan: Plan, law: LawName, samples: Block) -> Hist
     values, path = torch.from_numpy(samples), folder.frame(law)
     if not path.exists():
         write_frame(path, Frame.from_pilot(values))
-    sketch = HistogramSketch.empty(read_frame(path), Grid(plan.law.precision))
+    sketch = HistogramSketch.empty(read_frame(path), Grid(plan.precision(law)))
     sketch.update(values)
     return sketch
 
