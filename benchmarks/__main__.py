@@ -13,16 +13,32 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import capture, driver, import_time, memory, workers
+from benchmarks import (
+    capture,
+    driver,
+    import_time,
+    map_fit,
+    memory,
+    real_laws,
+    sketch_cost,
+    sketch_error,
+    sketch_speed,
+    workers,
+)
 from benchmarks.finding import Effort, Finding, Spread
 
 #: Capture comes before those that start Ray here: it counts the CPU time of all of this process's threads.
 CLAIMS: Mapping[str, Callable[[Effort], list[Finding]]] = {
     "import": import_time.measure,
+    "sketch-speed": sketch_speed.measure,
+    "sketch-cost": sketch_cost.measure,
+    "sketch-error": sketch_error.measure,
+    "map-fit": map_fit.measure,
     "workers": workers.measure,
     "capture": capture.measure,
     "driver": driver.measure,
     "memory": memory.measure,
+    "real-laws": real_laws.measure,
 }
 
 
