@@ -40,7 +40,7 @@ def cells_of_samples(
     _check_counts(counts, num_samples[:, 0])
     _check_ends(lows, highs, num_samples[:, 0])
     _check_moments(torch.stack(list(moments)))
-    inner = reached.clamp(min=1).minimum((num_samples - 1).clamp(min=1)).where(held, reached)
+    inner = reached.minimum((num_samples - 1).clamp(min=1)).where(held, reached)
     ends = torch.cat([torch.ones_like(num_samples), inner, num_samples], dim=1)
     low = lows[:, :1]
     return torch.cat([low, lows, high], dim=1), torch.cat([low, highs, high], dim=1), ends

@@ -1,6 +1,8 @@
 """The fit: laws become maps, maps become a steer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
@@ -8,11 +10,14 @@ from act.fit import describe, site_card
 from act.steer import Steer
 from act.transport import AbstractMap, Selection, Support, Transport, scores, select
 from act.transport import fit as fit_map
+from pipeline import machine
 from pipeline.errors import NothingLeftError
 from pipeline.laws import Laws
 from schemas.card import FORMAT_VERSION, Card, SideCard, SiteCard
 from schemas.plan import LAWS, SIDES, Plan, SideName
 from schemas.receipt import Receipt
+
+Result = TypeVar("Result")
 
 
 def fit(
@@ -21,7 +26,7 @@ def fit(
     receipts: Sequence[Receipt],
     on_site: Callable[[], None] = lambda: None,
 ) -> Steer:
-    """Returns the steer of a run whose units are all done. One site at a time is in memory.
+    """Returns the steer of a run whose units are all done. A site a core is in memory.
 
     Args:
         plan: The plan.
@@ -38,7 +43,8 @@ def fit(
     chosen = _chosen(plan, laws, transport.select)
     maps: dict[str, AbstractMap] = {}
     lines: list[SiteCard] = []
-    for number, site in enumerate(plan.sites):
+
+    def fit_site(number: int) -> tuple[AbstractMap, SiteCard]:
         source, target, tokens = (laws.marginal(law, number) for law in LAWS)
         fitted = fit_map(
             transport.method,
@@ -49,10 +55,26 @@ def fit(
             threshold=transport.threshold,
             samples=_samples(laws, number) if transport.method == "iti-probe" else None,
         )
-        maps[site.hookpoint] = fitted if chosen is None else fitted.restricted_to(chosen[number])
-        lines.append(site_card(site, maps[site.hookpoint], source, tokens, laws.misfits(number).left))
+        fitted = fitted if chosen is None else fitted.restricted_to(chosen[number])
+        return fitted, site_card(plan.sites[number], fitted, source, tokens, laws.misfits(number).left)
+
+    for site, (fitted, line) in zip(plan.sites, over_sites(len(plan.sites), fit_site), strict=True):
+        maps[site.hookpoint] = fitted
+        lines.append(line)
         on_site()
     return Steer(_card(plan, transport, lines, sides, receipts[0].model), maps)
+
+
+def over_sites(num_sites: int, work: Callable[[int], Result]) -> Iterator[Result]:
+    """Yields what `work` returns for each site, in order.
+
+    Several sites are at work at once, a core and one thread each: so the bits do not depend on the number of cores.
+    """
+    with (
+        machine.threads(1),
+        ThreadPoolExecutor(machine.num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield from pool.map(work, range(num_sites))
 
 
 def read_transport(plan: Plan) -> Transport:
@@ -78,11 +100,11 @@ def _chosen(plan: Plan, laws: Laws, selection: Selection | None) -> list[torch.T
     """Returns which neurons of each site are moved, after a pass over all laws; None moves all."""
     if selection is None:
         return None
-    found = [
-        scores(selection.by, laws.marginal("source", number), laws.marginal("target", number))
-        for number in range(len(plan.sites))
-    ]
-    return select(selection, found)
+
+    def score(number: int) -> torch.Tensor:
+        return scores(selection.by, laws.marginal("source", number), laws.marginal("target", number))
+
+    return select(selection, list(over_sites(len(plan.sites), score)))
 
 
 def _samples(laws: Laws, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,6 @@
 """The forward: prompts through the model, their activations pooled into one block while it runs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -49,7 +48,7 @@ class Forward:
         found = machine.numerics(device, wanted.dtype, wanted.threads, wanted.attention)
         if found != wanted:
             raise OtherNumericsError(str(wanted), str(found))
-        with _threads(wanted.threads):
+        with machine.threads(wanted.threads):
             return open_located(job.model, Path(self._plan.location)).load(device)
 
     @cached_property
@@ -76,7 +75,7 @@ class Forward:
         """
         packed = self.model.pack(prompts, start, packing_rule(self._plan.spec))
         block = self._clear(len(prompts))
-        with _threads(self._plan.numerics.threads):
+        with machine.threads(self._plan.numerics.threads):
             self._run(packed, block, tokens)
         return packed, block
 
@@ -110,14 +109,3 @@ class Forward:
         if per_prompt == 1:
             return np.asarray(prompts, np.intp)
         return np.concatenate([row * per_prompt + np.arange(num_tokens[row]) for row in prompts])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """A context with a number of intra-op threads; what the process had before comes back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

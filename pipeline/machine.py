@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +51,22 @@ def memory_per_worker(device: str, workers: int) -> int:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [limit for path in _CGROUP_LIMITS if (limit := _limit(Path(path))) is not None]
     return min([physical, *limits]) // max(workers, 1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """A context with a number of intra-op threads; what the process had before comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def peak_memory() -> int:

@@ -201,7 +201,7 @@ def line_through_means(
     else:
         farthest = target.mean.abs() + target.mean_error + most * (source.mean.abs() + source.mean_error)
         surely, maybe = _computable(most, farthest, extent), _computable(least, torch.zeros_like(shift), extent)
-        least = least.where(usable & surely, least.clamp(max=1)).where(spread & maybe, 1.0)
+        least = least.where(usable & surely, least.clamp(max=1)).where(spread, 1.0)
         highest = most.minimum(LARGEST / extent.clamp(min=1)).clamp(min=1)
         most = most.where(usable & surely, highest).where(spread & maybe, 1.0)
     scale, shift = scale.where(usable, 1.0), shift.where(usable, target.mean - source.mean)

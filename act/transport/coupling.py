@@ -58,7 +58,7 @@ def couple(source: Marginal, target: Marginal) -> Coupling:
     """
     found = gaps(source, target)
     (least_a, most_a), (least_b, most_b) = _ratios(source), _ratios(target)
-    num_terms = found.num_pieces + source.num_samples + target.num_samples + 128
+    num_terms = found.num_pieces + 128 + sum(law.num_samples for law in (source, target) if law.is_exact)
     far, near = found.farthest / 2, found.nearest / 2
     shifted = (_mean_error(source) + _mean_error(target)).square() / 2
     slack = num_terms * UNIT_ROUNDOFF * (1 + far) + shifted
@@ -67,7 +67,7 @@ def couple(source: Marginal, target: Marginal) -> Coupling:
     highest = 1 - (near - slack - apart).clamp(min=0) / (most_a * most_b)
     spread = (source.deviation > 0) & (target.deviation > 0)
     lowest, highest = (bound.clamp(0, 1).where(spread, 0.0) for bound in (lowest, highest))
-    correlation = (1 - found.between / 2).where(spread, 0.0).maximum(lowest).minimum(highest)
+    correlation = (1 - found.between / 2).maximum(lowest).minimum(highest)
     return Coupling(correlation, lowest, highest)
 
 

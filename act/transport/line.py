@@ -81,7 +81,7 @@ def _step_error(
     grid = torch.cat([lows, highs, knots_x], dim=1).maximum(lows[:, :1]).minimum(highs[:, -1:]).sort(dim=1).values
     # From each point to the last float32 before the next; the last point is alone.
     ends = torch.cat([_below(grid[:, 1:]), grid[:, -1:]], dim=1)
-    least, most = _map_bounds(source, target, neurons, (grid, ends))
+    least, most = map_bounds(source, target, neurons, (grid, ends))
     above = _interpolate(knots_x, knots_y, ends) - least
     below = most - _interpolate(knots_x, knots_y, grid)
     return above.maximum(below).amax(dim=1).clamp(min=0)
@@ -93,7 +93,7 @@ def _interpolate(knots_x: torch.Tensor, knots_y: torch.Tensor, x: torch.Tensor) 
     return line_at(knots_x, knots_y, x, left)
 
 
-def _map_bounds(
+def map_bounds(
     source: Marginal, target: Marginal, neurons: slice, at: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what the full map of the samples is at least at one set of points, and at most at another.

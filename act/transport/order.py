@@ -4,8 +4,8 @@ import torch
 
 from act.marginal import Marginal
 
-#: A level this near to an order statistic, in ranks, is that order statistic: levels are rounded, ranks are not.
-_SNAP = 1e-6
+#: A level this near to an order statistic, relative to its rank, is that order statistic: levels are rounded numbers.
+_SNAP = 2.0**-50
 
 
 def ends_of(law: Marginal, neurons: slice) -> torch.Tensor:
@@ -52,7 +52,7 @@ def quantile(law: Marginal, neurons: slice, levels: torch.Tensor) -> torch.Tenso
     """
     places = levels * (law.num_samples - 1)
     whole = places.round()
-    places = whole.where((places - whole).abs() < _SNAP, places)
+    places = whole.where((places - whole).abs() <= _SNAP * whole, places)
     below = places.floor()
     left, right = (_sample(law, neurons, ranks.long()) for ranks in (below, places.ceil()))
     return torch.lerp(left, right, places - below)

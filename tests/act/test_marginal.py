@@ -318,12 +318,43 @@ def test_padding_changes_no_bits() -> None:
         assert torch.equal(*found)
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(0, 200))
-def test_a_total_does_not_see_zeros_behind_it(terms: list[float], num_zeros: int) -> None:
-    row = torch.tensor([terms], dtype=torch.float64)
+@pytest.mark.parametrize("num_terms", [1, 63, 64, 65, 700, 1400, 5000])
+def test_a_total_does_not_see_zeros_behind_it(num_terms: int) -> None:
+    rows = torch.from_numpy(np.random.default_rng(num_terms).normal(size=(20, num_terms)))
 
-    assert torch.equal(total(row), total(torch.cat([row, torch.zeros(1, num_zeros, dtype=torch.float64)], dim=1)))
-    assert total(row).item() == pytest.approx(sum(terms), rel=1e-12, abs=1e-6)
+    for num_zeros in (1, 50, 64, 1000, 3000):
+        assert torch.equal(total(rows), total(torch.cat([rows, torch.zeros(20, num_zeros).double()], dim=1)))
+    assert torch.equal(total(rows), torch.cat([total(rows[[row]]) for row in range(20)]))
+    np.testing.assert_allclose(total(rows), rows.numpy().sum(axis=1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_samples_that_lie_outside_their_cells_stay_within_the_bounds(direction: int) -> None:
+    """Cells of nearly no width at whole numbers, and samples that are all beside them by as much as can be."""
+    even = np.arange(10.0)[:, None]
+    law = binned(even, [np.unique(np.r_[even, even - 1e-9])], edge_error=0.25)
+    moved = even + direction * np.r_[0, np.full(8, 0.25), 0][:, None]
+    probs, x = torch.arange(10).double() / 9, torch.from_numpy(moved)
+    lower, upper = law.quantile_bounds(probs)
+    least, most = law.cdf_bounds(x)
+
+    assert (lower.numpy() <= moved).all()
+    assert (moved <= upper.numpy()).all()
+    np.testing.assert_allclose((upper - lower)[1:-1], 0.5, rtol=1e-6)
+    assert (least <= torch.arange(1, 11)[:, None] / 10).all()
+    assert (torch.arange(1, 11)[:, None] / 10 <= most).all()
+
+
+def test_the_extremes_confine_a_deviation_of_which_nothing_is_known() -> None:
+    law = one_neuron([0, 3], [1, 8], [6, 2], variance=100.0, deviation_error=1e6)
+
+    for found, expected in zip(law.deviation_bounds, (8 / 16**0.5, 4), strict=True):
+        assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert law.deviation.item() == pytest.approx(4, rel=1e-12)
+
+
+def test_an_atom_is_no_error_of_ranks() -> None:
+    assert one_neuron([0, 1, 2], [0.5, 1, 3], [3, 90, 3]).rank_error.item() == pytest.approx(2 / 96)
 
 
 @given(samples_and_cells(), st.floats(-3, 3))

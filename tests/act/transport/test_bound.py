@@ -134,6 +134,27 @@ def test_one_law_of_samples_and_one_of_cells_give_a_narrower_bound(exactly: str)
     assert (moved.error <= both.error * (1 + 1e-6)).all()
 
 
+#: Samples, and by how much their stated deviation is off. The extremes leave no room on the other side.
+CONFINED = {
+    "source wider than stated": (([0, 0, 1], -0.0632), ([0, 0.5, 1], 0.0)),
+    "target wider than stated": (([0, 0, 1], 0.0), ([0, 0, 1], -0.0632)),
+    "target narrower than stated": (([0, 0.5, 1], 0.0), ([0, 0.5, 1], 0.0918)),
+    "source narrower than stated": (([0, 0.5, 1], 0.0918), ([0, 0.5, 1], 0.0)),
+}
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+@pytest.mark.parametrize("case", CONFINED)
+def test_a_deviation_that_can_be_off_to_one_side_alone_is_reckoned_with(method: str, case: str) -> None:
+    (a, off), (b, off_other) = ((np.array(x, float)[:, None], off) for x, off in CONFINED[case])
+    edges = np.array([1e-12, 0.5 - 1e-12, 0.5, 1 - 1e-12])
+    moved = transport.fit(method, stated(a, [edges], (0, off)), stated(b, [edges], (0, off_other)))
+    most = off_by(moved, true_line(method, a, b), a)
+
+    assert most > 0.05
+    assert (most <= moved.error.numpy()).all()
+
+
 def test_the_bound_is_of_use() -> None:
     """Of two normal laws, a map that is nowhere off by more than a hundredth of a deviation, and mostly by less."""
     generator = np.random.default_rng(0)

@@ -110,7 +110,7 @@ def test_neither_blocks_nor_neighbours_change_a_bit(kinds: str, monkeypatch: pyt
 
     assert torch.equal(couplings(slice(0, 7)), whole)
     for neuron in range(7):
-        assert torch.equal(couplings(slice(neuron, neuron + 1))[0], whole[0, neuron : neuron + 1])
+        assert torch.equal(couplings(slice(neuron, neuron + 1)), whole[:, neuron : neuron + 1])
 
 
 def cut(samples: np.ndarray, neurons: slice) -> Marginal:
@@ -217,19 +217,44 @@ def test_moments_that_are_off_are_reckoned_with_where_cells_are_thin(off, off_ot
     assert found.highest.item() - found.lowest.item() < 0.05
 
 
-def test_samples_that_lie_outside_their_cells_widen_the_bounds() -> None:
+def thin(samples: np.ndarray) -> np.ndarray:
+    """Edges of a cell of nearly no width for each sample."""
+    return np.unique(np.r_[samples[:, 0], samples[:, 0] - 1e-12])
+
+
+def test_deviations_that_are_both_too_large_make_samples_look_nearer_than_they_are() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.exponential(size=(200, 1)), -generator.exponential(size=(200, 1))
+    found = couple(*(stated(x, [thin(x)], (0.0, 0.1)) for x in (a, b)))
+    true = correlation(a, b).item()
+
+    assert found.lowest.item() <= true <= found.highest.item()
+    assert found.lowest.item() > true - 0.3
+
+
+@pytest.mark.parametrize("waves", [(1, 2), (1, -1), (-1, 1)])
+def test_samples_that_lie_outside_their_cells_widen_the_bounds(waves: tuple[int, int]) -> None:
     """Cells of nearly no width at even distances, and samples that are beside them, those of the target elsewhere."""
     even = np.arange(50.0)[:, None]
-    edges = np.sort(np.r_[even[:, 0], even[:, 0] - 1e-9])
-    beside = [even + 0.4 * np.sin(k * np.pi / 49 * even) for k in (1, 2)]
+    beside = [even + 0.4 * np.sin(wave * np.pi / 49 * even) for wave in waves]
     true = correlation(*beside).item()
     wide, narrow = (
-        couple(*(stated(even, [edges], edge_error=error, moments_of=samples) for samples in beside))
+        couple(*(stated(even, [thin(even)], edge_error=error, moments_of=samples) for samples in beside))
         for error in (0.4, 0.0)
     )
 
     assert wide.lowest.item() <= true <= wide.highest.item()
     assert not narrow.lowest.item() <= true <= narrow.highest.item()
+
+
+def test_an_edge_error_moves_both_ends_of_each_cell() -> None:
+    even = np.arange(50.0)[:, None]
+    error = np.r_[0.0, np.full(48, 0.4), 0.0][:, None]
+    laws = [stated(even, [thin(even)], edge_error=edge) for edge in (0.4, 0.4)]
+    farthest = ((2 * error / even.std()) ** 2).mean()
+
+    assert gaps(*laws).farthest.item() == pytest.approx(farthest, rel=1e-3)
+    assert gaps(*laws).nearest.item() == 0
 
 
 def test_bounds_of_the_correlation_are_met_by_samples_at_the_ends_of_cells() -> None:

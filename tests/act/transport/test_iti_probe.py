@@ -20,7 +20,7 @@ def loss(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> float:
 
 
 def slope(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    pull = y / (1 + np.exp(y * (x @ at[:-1] + at[-1])))
+    pull = y * np.exp(-np.logaddexp(0, y * (x @ at[:-1] + at[-1])))
     return np.append(at[:-1] - x.T @ pull, -pull.sum())
 
 
@@ -137,6 +137,20 @@ def test_activations_of_any_size_are_solved(size: float) -> None:
 
     assert np.isfinite(found).all()
     assert np.linalg.norm(found) <= 5 * size
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_outliers_do_not_lead_the_solver_astray(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    # Whole steps of Newton's end far away for some of these.
+    a, b = (100.0 * generator.standard_cauchy(size=(num, 20)) for num in (29, 7))
+    features = np.concatenate([a, b + 20])
+    features = features - features.mean(0)
+    labels = np.repeat([0.0, 1.0], [29, 7])
+    found = solve(torch.from_numpy(features), torch.from_numpy(labels))
+    at = np.append(found.weights.numpy(), float(found.intercept))
+
+    assert np.abs(slope(features, 2 * labels - 1, at)).max() <= 1e-9 * np.abs(features).max()
 
 
 def test_what_is_no_samples_is_refused() -> None:

@@ -33,7 +33,7 @@ def hard(num: int, seed: int) -> np.ndarray:
         np.full(num, 0.7),
         np.zeros(num),
         np.where(normal[3] > 0.3, 2.0, -1.0),
-        1e3 + 1e-2 * normal[4] + 1e-2 * seed,
+        1e3 + 1e-2 * normal[4] - 1e-2 * seed,
         generator.standard_cauchy(num),
         np.maximum(normal[6], 0.0),
         np.full(num, 1.0 + seed),
