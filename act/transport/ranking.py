@@ -25,7 +25,7 @@ def auroc(source: Marginal, target: Marginal) -> torch.Tensor:
     it is exact, ties included; for cells it is the area under the polyline through all ends of both laws' cells.
     """
     if source.is_exact and target.is_exact:
-        return _by_block(source, target, lambda a, b, neurons: _wins(a, b, neurons, (0, 0)))
+        return _by_block(source, target, _wins_of_samples)
     least, most = auroc_bounds(source, target)
     return _by_block(source, target, _area).maximum(least).minimum(most)
 
@@ -36,6 +36,9 @@ def auroc_bounds(source: Marginal, target: Marginal) -> tuple[torch.Tensor, torc
     It rises with each sample of the source and falls with each of the target. So it is most when each cell of the
     source is an atom at its upper end and each of the target one at its lower end, and least the other way round.
     """
+    if source.is_exact and target.is_exact:
+        exact = auroc(source, target)
+        return exact, exact
     least = _by_block(source, target, lambda a, b, neurons: _wins(a, b, neurons, (0, 1)))
     return least, _by_block(source, target, lambda a, b, neurons: _wins(a, b, neurons, (1, 0)))
 
@@ -77,8 +80,15 @@ def _by_block(source: Marginal, target: Marginal, of: _Of) -> torch.Tensor:
     return found
 
 
+def _wins_of_samples(source: Marginal, target: Marginal, neurons: slice) -> torch.Tensor:
+    """The area for samples: a whole number over ``2 n m``."""
+    values, others = (law.lows[neurons].double().contiguous() for law in (source, target))
+    below, upto = (torch.searchsorted(others, values, side=side) for side in ("left", "right"))
+    return (below + upto).sum(dim=1).double() / (2 * source.num_samples * target.num_samples)
+
+
 def _wins(source: Marginal, target: Marginal, neurons: slice, at: tuple[int, int]) -> torch.Tensor:
-    """The area for atoms at the lower (0) or upper (1) ends of the cells: a whole number over ``2 n m``."""
+    """The same for atoms at the lower (0) or upper (1) ends of the cells of the source, and of the target."""
     values, others = source.reach(neurons)[at[0]], target.reach(neurons)[at[1]].contiguous()
     values = values.contiguous()
     below, upto = (

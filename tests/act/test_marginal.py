@@ -341,8 +341,9 @@ def test_samples_that_lie_outside_their_cells_stay_within_the_bounds(direction: 
     assert (lower.numpy() <= moved).all()
     assert (moved <= upper.numpy()).all()
     np.testing.assert_allclose((upper - lower)[1:-1], 0.5, rtol=1e-6)
-    assert (least <= torch.arange(1, 11)[:, None] / 10).all()
-    assert (torch.arange(1, 11)[:, None] / 10 <= most).all()
+    share = torch.arange(1, 11).double()[:, None] / 10
+    assert (least <= share).all()
+    assert (share <= most).all()
 
 
 def test_the_extremes_confine_a_deviation_of_which_nothing_is_known() -> None:
