@@ -37,7 +37,7 @@ class Marginal:
         mean_error: How far the mean of the samples is from `mean` at most, `[neurons]`, float64.
         deviation_error: How far the standard deviation of the samples is from ``sqrt(variance)`` at most,
             `[neurons]`, float64.
-        edge_error: How far a sample lies outside its cell at most, `[neurons]`, float64.
+        edge_error: How far a sample lies outside a cell that has width at most, `[neurons]`, float64.
     """
 
     lows: torch.Tensor
@@ -102,7 +102,8 @@ class Marginal:
             variance: Their population variance, `[neurons]`, float64.
             mean_error: Bound on the error of `mean`, `[neurons]`, float64.
             deviation_error: Bound on the error of ``sqrt(variance)``, `[neurons]`, float64.
-            edge_error: How far a sample lies outside its cell at most, `[neurons]`, float64.
+            edge_error: How far a sample lies outside a cell that has width at most, `[neurons]`, float64. Samples in a
+                cell of no width have its value exactly.
 
         Raises:
             ShapeError: The shapes do not belong together, or there are no neurons or cells.
@@ -245,7 +246,8 @@ class Marginal:
     def reach(self, neurons: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns between which values the samples of each cell lie, both `[neurons, cells]`, float64.
 
-        That is the cell, on either side wider by `edge_error`, and no wider than all samples.
+        That is the cell, on either side wider by `edge_error`, and no wider than all samples. A cell of no width is an
+        atom: its samples have its value exactly.
         """
         lows = self.lows[neurons].double()
         if self.is_exact:
@@ -253,7 +255,9 @@ class Marginal:
         highs, error = self.highs[neurons].double(), self.edge_error[neurons, None]
         low, high = lows[:, :1], highs[:, -1:]
         # Wider by the rounding of the sums too, so that the ends are outside whatever they round to.
-        error = ((error + 2 * UNIT_ROUNDOFF * low.abs().maximum(high.abs())) * (1 + 2.0**-50)).where(error > 0, 0.0)
+        error = ((error + 2 * UNIT_ROUNDOFF * low.abs().maximum(high.abs())) * (1 + 2.0**-50)).where(
+            (error > 0) & (lows < highs), 0.0
+        )
         return (lows - error).maximum(low), (highs + error).minimum(high)
 
     def _middles(self, neurons: slice) -> torch.Tensor:

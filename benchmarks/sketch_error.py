@@ -223,8 +223,8 @@ def _shrinking(shapes: Sequence[Shape]) -> Iterator[Finding]:
             f"{row}: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
             for row, found in rows.items()
         )
-        claim = f"median proven bound of the quantile map to another shape, {title}"
-        yield Finding(claim, "sd", worst([rows[key]["quantile to a Gaussian"]]), None, notes)
+        claim = f"median proven bound of the linear map, a shape to itself, {title}, in deviations of the target"
+        yield Finding(claim, "sd", Spread.of([rows[key]["linear to itself"]]), None, notes)
 
 
 def _medians(shapes: Sequence[Shape], precision: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ class Cells:
         lows: Lower ends, `[neurons, cells]`, float64, at least the smallest sample.
         highs: Upper ends, `[neurons, cells]`, float64, at most the largest sample. Padding lies there.
         counts: Samples in each cell, `[neurons, cells]`, int64; 0 in the padding.
-        edge_error: How far a sample lies outside its cell at most, `[neurons]`, float64.
+        edge_error: How far a sample lies outside a cell that has width at most, `[neurons]`, float64. The atom and an
+            extreme have none, and what lies in them is exactly there.
     """
 
     lows: torch.Tensor
@@ -43,7 +44,7 @@ class Cells:
         for end in ends:
             # In place, on the way from units of the scale to values. The open ends reach to the extremes.
             end.mul_(scale[:, None]).add_(centre).clamp_(low, high)
-        return cls(ends[0], ends[1], counts, _edge_error(frame, grid, state))
+        return cls(*_with_width(*ends, counts, numbers != grid.atom, _edge_error(frame, grid, state)))
 
 
 def _compressed(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +59,41 @@ def _compressed(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Both masks are read row by row, and a row of the one has as many places as that of the other.
     numbers.masked_scatter_(filled, held.nonzero()[:, 1])
     return numbers, torch.nn.functional.pad(counts, (0, 1)).gather(1, numbers).long()
+
+
+def _with_width(
+    lows: torch.Tensor, highs: torch.Tensor, counts: torch.Tensor, wide: torch.Tensor, edge_error: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns ends in which no cell but an atom is without width, the counts, and the edge error.
+
+    Where an extreme is the far end of its own cell, clipping leaves a point, though rounding may have put other values
+    there too. The cell gets the width of the edge error, from its neighbour where that is adjacent; so a sample of the
+    neighbour may lie outside of it by as much more.
+
+    Args:
+        lows: Lower ends, `[neurons, cells]`; written to.
+        highs: Upper ends, `[neurons, cells]`; written to.
+        counts: Samples in each cell, `[neurons, cells]`.
+        wide: Which cells are no atoms, `[neurons, cells]`, bool.
+        edge_error: What it is without this, `[neurons]`.
+    """
+    last = (counts > 0).sum(dim=1) - 1
+    spread = highs.gather(1, last[:, None])[:, 0] - lows[:, 0]
+    width = edge_error.minimum(spread / 4)
+    for places, sign in ((torch.zeros_like(last), 1), (last, -1)):
+        flat = ((lows == highs) & (counts > 1) & wide).gather(1, places[:, None])[:, 0] & (spread > 0)
+        rows = flat.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        here, beside = places[rows], (places[rows] + sign).clamp(0, lows.shape[1] - 1)
+        far, near = (highs, lows) if sign > 0 else (lows, highs)
+        moved = far[rows, here] + sign * width[rows]
+        nearest = torch.maximum if sign > 0 else torch.minimum
+        far[rows, here] = moved
+        for end in (near, far):
+            end[rows, beside] = nearest(end[rows, beside], moved)
+        edge_error = edge_error.where(~flat, 2 * edge_error)
+    return lows, highs, counts, edge_error
 
 
 def _edge_error(frame: Frame, grid: Grid, state: SketchArrays) -> torch.Tensor:

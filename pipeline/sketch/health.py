@@ -43,7 +43,7 @@ class Health:
         """Neurons whose frame should be fixed anew and whose samples counted again, `[neurons]`, bool.
 
         Stored activations make that a repeatable computation; patching counts would not be. Of few samples a cell may
-        hold a large share by chance, so three standard deviations of a share are allowed for.
+        hold a large share by chance, so five standard deviations of a share are allowed for.
         """
         chance = 1.5 / self.num_samples.sqrt()
         return (self.largest_cell > LARGEST_CELL + chance) | (self.overflow > LARGEST_OVERFLOW + chance / 15)

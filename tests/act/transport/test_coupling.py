@@ -119,6 +119,20 @@ def cut(samples: np.ndarray, neurons: slice) -> Marginal:
     return binned(samples[:, neurons], [graded(samples[:, neuron], 4 * 2**neuron) for neuron in chosen])
 
 
+@pytest.mark.parametrize("num_cells", [64, 500, 690, 1000])
+def test_the_distances_do_not_see_how_many_cells_a_neighbour_has(num_cells: int) -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(3000, 9)), generator.gamma(2, size=(3000, 9))
+
+    def distances(neurons: int) -> torch.Tensor:
+        edges = [np.linspace(-4, 9, num_cells)] * 8 + [np.linspace(-4, 9, 100_000)]
+        laws = [binned(x[:, :neurons], edges[:neurons]) for x in (a, b)]
+        found = gaps(*laws)
+        return torch.stack([found.between, found.nearest, found.farthest, found.num_pieces])[:, :8]
+
+    assert torch.equal(distances(8), distances(9))
+
+
 def test_the_pieces_of_cells_are_those_of_fractions() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):

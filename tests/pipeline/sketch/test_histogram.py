@@ -42,6 +42,16 @@ class TestHistogram(SketchConformance):
             assert (int(arrays.first[neuron]), second % 2**96, int(arrays.far[neuron])) == (first, square % 2**96, far)
             assert 0 <= int(arrays.second_low[neuron]) < 2**32
 
+    def test_a_distance_beyond_float32_takes_the_widest_scale(self) -> None:
+        frame = Frame(torch.tensor([-3e38]), *(tensor for tensor in list(ONE.to_tensors().values())[1:]))
+        far, near = HistogramSketch.empty(frame), HistogramSketch.empty(frame)
+        far.update(torch.tensor([[3e38], [-3e38]]))
+        near.update(torch.tensor([[-3e38]]))
+
+        assert far.arrays.exponent.tolist() == [WIDENING]
+        assert far.arrays.counts[0, [Grid().atom, -1]].tolist() == [1, 1]
+        assert same(far.merge(near), near.merge(far))
+
 
 def test_values_up_to_1e5_scales_are_held_by_bounded_cells() -> None:
     sketch = HistogramSketch.empty(ONE)
@@ -53,17 +63,6 @@ def test_values_up_to_1e5_scales_are_held_by_bounded_cells() -> None:
     sketch.update(torch.tensor([[2.0**18]]).nextafter(torch.tensor(torch.inf)))
     assert sketch.arrays.counts[0, [0, -1]].tolist() == [0, 1]
     assert sketch.health().overflow.tolist() == [1 / 3]
-
-
-def test_a_distance_beyond_float32_takes_the_widest_scale() -> None:
-    frame = Frame(torch.tensor([-3e38]), *(tensor for tensor in list(ONE.to_tensors().values())[1:]))
-    far, near = HistogramSketch.empty(frame), HistogramSketch.empty(frame)
-    far.update(torch.tensor([[3e38], [-3e38]]))
-    near.update(torch.tensor([[-3e38]]))
-
-    assert far.arrays.exponent.tolist() == [WIDENING]
-    assert far.arrays.counts[0, [Grid().atom, -1]].tolist() == [1, 1]
-    assert same(far.merge(near), near.merge(far))
 
 
 def test_a_shrunk_scale_a_moved_centre_and_a_grown_scale_are_seen() -> None:

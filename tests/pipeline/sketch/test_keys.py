@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pipeline.sketch import Frame, Grid, SketchArrays, compiled, keys
 from tests.pipeline.sketch import reference
 from tests.pipeline.sketch.columns import ALL_KINDS, samples
-from tests.pipeline.sketch.conformance import law, pilot
+from tests.pipeline.sketch.conformance import SMALL, law, pilot
+from tests.pipeline.sketch.test_grid import beside
 from tests.pipeline.sketch.test_histogram import TestHistogram as HistogramLaws
 
 
@@ -49,6 +50,18 @@ def test_a_key_is_the_cell_that_holds_the_distance(value: float, centre: float, 
     column, frame = np.array([value], np.float32), (centre, exponent, exponent, 0)
 
     assert cells == [[cell] for cell in reference.counts(column, frame, grid.precision, grid.octaves)]
+
+
+@pytest.mark.parametrize("exponent", [-100, -3, 0, 20, 80, 112])
+@pytest.mark.parametrize("grid", [Grid(), SMALL])
+def test_an_edge_belongs_to_the_inner_cell_and_its_neighbours_to_theirs(exponent: int, grid: Grid) -> None:
+    values = beside(grid.edges().numpy() * 2.0**exponent)
+    own = (0.0, exponent, exponent, 0)
+    counts = counted(torch.from_numpy(values)[:, None], frame_at([0.0], exponent), grid).counts[0]
+
+    assert {cell: n for cell, n in enumerate(counts.tolist()) if n} == reference.counts(
+        values, own, grid.precision, grid.octaves
+    )
 
 
 @pytest.mark.parametrize("exponent", [-100, -3, 0, 20, 80, 114])
