@@ -289,7 +289,7 @@ class Marginal:
         cells = self._cell(ranks)
         low, high = self.lows.gather(1, cells).double(), self.highs.gather(1, cells).double()
         before = self._samples_before(cells)
-        share = (ranks - before + 0.5) / (self.ends.gather(1, cells) - before)
+        share = ((ranks - before).double() + 0.5) / (self.ends.gather(1, cells) - before)
         return torch.minimum(low + share * (high - low), high)
 
     def _samples_before(self, cells: torch.Tensor) -> torch.Tensor:

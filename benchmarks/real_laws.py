@@ -139,7 +139,8 @@ def _worst_of(sides: Sequence[Both], probs: Sequence[float]) -> torch.Tensor:
 
 def _halves(samples: torch.Tensor) -> torch.Tensor:
     """Returns about how uncertain the quantiles .01 to .99 of a side are for themselves, as `Site.halves`."""
-    one, other = (Marginal.from_samples(half) for half in samples.tensor_split(2))
+    # Every other prompt: the file is in order of its subjects.
+    one, other = (Marginal.from_samples(samples[start::2]) for start in (0, 1))
     return Both(one, other).quantile_errors(INNER) / 2
 
 

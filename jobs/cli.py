@@ -19,6 +19,7 @@ from jobs import show
 from jobs.cache import default_cache
 from jobs.exit_codes import ExitCode, exit_code, sentence
 from jobs.progress import Lines, shown
+from jobs.text import visible
 from schemas.events import Listener
 
 #: What typer returns for a command that a KeyboardInterrupt ended.
@@ -151,7 +152,7 @@ def _help_for(arguments: list[str]) -> str:
 
 
 def _fail(text: str, code: ExitCode) -> NoReturn:
-    sys.stderr.write(f"actmap: {show.visible(' '.join(text.split()))}\n")
+    sys.stderr.write(f"actmap: {visible(' '.join(text.split()))}\n")
     sys.exit(code)
 
 

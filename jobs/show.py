@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.text import size
-from jobs.text import visible as visible  # the command line takes it from here
+from jobs.text import visible
 from schemas.plan import EXACT_SAMPLES, SIDES, Plan
 from schemas.running import PROBS, RunningSite
 

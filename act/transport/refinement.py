@@ -199,7 +199,7 @@ def _gaps_of_samples(source: Marginal, target: Marginal) -> Gaps:
         a -= b
         between[neurons] = _total(share, a, a)
     found = torch.from_numpy(between).to(source.lows.device)
-    return Gaps(found, found, found, torch.full_like(found, np.count_nonzero(widths)))
+    return Gaps(found, found, found, torch.full_like(found, int(np.count_nonzero(widths))))
 
 
 def _standardised(law: Marginal, values: torch.Tensor, neurons: slice) -> Floats:

@@ -77,14 +77,12 @@ class Pushforward:
         return cls(stretches, law.num_samples, float(mean))
 
     def shares(self, edges: Values) -> Values:
-        """Returns the share in each bin, `[bins]`: as in NumPy an edge belongs to the bin above it, the last one not.
+        """Returns the share in each bin, `[bins]`; an edge belongs to the bin above it.
 
         Args:
             edges: Edges of the bins, ascending, `[bins + 1]`.
         """
-        reached = self._reached(edges, "left")
-        reached[-1:] = self._reached(edges[-1:], "right")
-        return np.diff(reached)
+        return np.diff(self._reached(edges, "left"))
 
     def quantile(self, probs: Values) -> Values:
         """Returns quantiles, `[probs]`, linear between ranks as those of `Marginal` are.

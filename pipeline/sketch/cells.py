@@ -44,7 +44,8 @@ class Cells:
         for end in ends:
             # In place, on the way from units of the scale to values. The open ends reach to the extremes.
             end.mul_(scale[:, None]).add_(centre).clamp_(low, high)
-        return cls(*_with_width(*ends, counts, numbers != grid.atom, _edge_error(frame, grid, state)))
+        lows, highs = ends
+        return cls(*_with_width(lows, highs, counts, numbers != grid.atom, _edge_error(frame, grid, state)))
 
 
 def _compressed(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

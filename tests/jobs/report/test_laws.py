@@ -142,10 +142,10 @@ def test_a_selection_leaves_neurons_that_are_not_drawn(tmp_path):
 
 @pytest.mark.parametrize("kind", [{}, SKETCHED])
 def test_a_neuron_without_spread_is_not_drawn(tmp_path, kind):
-    def ones(plan: Plan, unit: Unit, shifts: Shifts) -> Block:
-        return np.ones((unit.num_prompts, 8), np.float32)
+    def constant(plan: Plan, unit: Unit, shifts: Shifts) -> Block:
+        return np.full((unit.num_prompts, 8), 1 if unit.side == "source" else 3, np.float32)
 
-    assert drawn(make_run(tmp_path / "run", make_plan(["norm"], **kind), make_block=ones)) == ()
+    assert drawn(make_run(tmp_path / "run", make_plan(["norm"], **kind), make_block=constant)) == ()
 
 
 @pytest.mark.parametrize("kind", [{}, SKETCHED])
