@@ -9,8 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jobs.text import size
-from jobs.text import visible
+from jobs.text import size, visible
 from schemas.plan import EXACT_SAMPLES, SIDES, Plan
 from schemas.running import PROBS, RunningSite
 
