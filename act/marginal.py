@@ -103,7 +103,7 @@ class Marginal:
             mean_error: Bound on the error of `mean`, `[neurons]`, float64.
             deviation_error: Bound on the error of ``sqrt(variance)``, `[neurons]`, float64.
             edge_error: How far a sample lies outside a cell that has width at most, `[neurons]`, float64. Samples in a
-                cell of no width have its value exactly.
+                cell of no width have its value exactly. No sample is below one of a cell before its own.
 
         Raises:
             ShapeError: The shapes do not belong together, or there are no neurons or cells.
@@ -247,7 +247,8 @@ class Marginal:
         """Returns between which values the samples of each cell lie, both `[neurons, cells]`, float64.
 
         That is the cell, on either side wider by `edge_error`, and no wider than all samples. A cell of no width is an
-        atom: its samples have its value exactly.
+        atom: its samples have its value exactly, so those of cells before and after it lie on that side of it. Both
+        ascend.
         """
         lows = self.lows[neurons].double()
         if self.is_exact:
@@ -255,10 +256,10 @@ class Marginal:
         highs, error = self.highs[neurons].double(), self.edge_error[neurons, None]
         low, high = lows[:, :1], highs[:, -1:]
         # Wider by the rounding of the sums too, so that the ends are outside whatever they round to.
-        error = ((error + 2 * UNIT_ROUNDOFF * low.abs().maximum(high.abs())) * (1 + 2.0**-50)).where(
-            (error > 0) & (lows < highs), 0.0
-        )
-        return (lows - error).maximum(low), (highs + error).minimum(high)
+        wider = (error + 2 * UNIT_ROUNDOFF * low.abs().maximum(high.abs())) * (1 + 2.0**-50)
+        wider = wider.where((error > 0) & (lows < highs), 0.0)
+        least, most = (lows - wider).maximum(low), (highs + wider).minimum(high)
+        return least.cummax(dim=1).values, most.flip(1).cummin(dim=1).values.flip(1)
 
     def _middles(self, neurons: slice) -> torch.Tensor:
         lows = self.lows[neurons].double()

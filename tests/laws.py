@@ -52,11 +52,14 @@ def stated(
 
 
 def moved_inside(samples: Floats, law: Marginal, error: float, seed: int = 0) -> Floats:
-    """The samples, each moved by up to `error`, none beyond the extremes and these not at all; `[samples, 1]`."""
-    steps = np.random.default_rng(seed).uniform(-error, error, samples.shape)
-    moved = (samples + steps).clip(law.low.item(), law.high.item())
-    moved[samples.argmin()], moved[samples.argmax()] = law.low.item(), law.high.item()
-    return moved
+    """The samples in order, each moved by up to `error`: none of an atom, and none past one; `[samples, 1]`."""
+    ordered = np.sort(samples[:, 0])
+    cells = np.searchsorted(law.ends[0].numpy(), np.arange(len(ordered)), side="right")
+    atoms = (law.lows == law.highs)[0].numpy()[cells]
+    moved = ordered + np.where(atoms, 0, np.random.default_rng(seed).uniform(-error, error, len(ordered)))
+    least = np.maximum.accumulate(np.where(atoms, ordered, -np.inf))
+    most = np.minimum.accumulate(np.where(atoms, ordered, np.inf)[::-1])[::-1]
+    return np.sort(moved.clip(least, most))[:, None]
 
 
 def _moments(samples: Floats, mean_off: float, deviation_off: float) -> dict[str, torch.Tensor]:

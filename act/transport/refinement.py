@@ -214,7 +214,7 @@ def _standardised(law: Marginal, values: torch.Tensor, neurons: slice) -> Floats
 def _reach(law: Marginal, neurons: slice, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """Returns middle and half of the range in which each cell's samples lie, standardised as its ends are."""
     error, deviation = (part[neurons, None].cpu().numpy() for part in (law.edge_error, law.deviation))
-    error = error / np.where(deviation > 0, deviation, 1)
+    error = np.where(low < high, error / np.where(deviation > 0, deviation, 1), 0)
     least = np.maximum(low - error, low[:, :1])
     most = np.minimum(high + error, high[:, law.lows.shape[1] - 1, None])
     return (least + most) * 0.5, (most - least) * 0.5

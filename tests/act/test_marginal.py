@@ -345,6 +345,17 @@ def test_samples_that_lie_outside_their_cells_stay_within_the_bounds(direction: 
     assert (share <= most).all()
 
 
+def test_an_atom_parts_what_lies_before_it_from_what_lies_behind_it() -> None:
+    """Cells on either side of an atom reach to it and not past it, however far samples may lie outside of them."""
+    law = one_neuron([0, 1, 2.1, 2.2], [0, 2, 2.1, 5], [1, 5, 3, 2], edge_error=0.3)
+
+    for ends, expected in zip(law.reach(), ([0, 0, 0.7, 2.1, 2.1, 5], [0, 0, 2.1, 2.1, 5, 5]), strict=True):
+        assert ends[0].tolist() == pytest.approx(expected, rel=1e-12)
+    least, most = law.cdf_bounds(torch.tensor([[2.05], [2.1], [2.2]], dtype=torch.float64))
+    assert (11 * least[:, 0]).tolist() == pytest.approx([1, 9, 9])
+    assert (11 * most[:, 0]).tolist() == pytest.approx([6, 10, 10])
+
+
 def test_the_extremes_confine_a_deviation_of_which_nothing_is_known() -> None:
     law = one_neuron([0, 3], [1, 8], [6, 2], variance=100.0, deviation_error=1e6)
 
