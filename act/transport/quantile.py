@@ -191,7 +191,9 @@ def fit_quantile(source: Marginal, target: Marginal) -> tuple[torch.Tensor, torc
     still = means.where(source.low == source.high, anywhere)
     error = line_error(source, target, xs, ys).where(spread, still).masked_fill(~narrow, torch.inf)
     values, steps = ys.double().abs().amax(dim=1), ys.double().diff(dim=1, prepend=ys[:, :1].double()).amax(dim=1)
-    return xs, ys, error + ROUNDING * (_OF_VALUES * values + _OF_STEPS * steps) + _OF_STEPS * SMALLEST
+    # The map of the samples is rounded too, and may be larger than this one by the error.
+    rounding = ROUNDING * (_OF_VALUES * (values + error) + _OF_STEPS * steps)
+    return xs, ys, error + rounding + _OF_STEPS * SMALLEST
 
 
 def _width(knots: torch.Tensor) -> torch.Tensor:
