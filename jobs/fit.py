@@ -251,7 +251,11 @@ def _tell_misfits(plan: Plan, laws: Laws, stages: Stages) -> None:
     if left:
         stages.notice(
             f"the frames of {left} laws of neurons do not fit, and their errors are large, as the card says; "
-            "to count them anew run into another folder with `store: {activations: all}`"
+            + (
+                "they hold few values, or values far apart"
+                if plan.keeps_activations
+                else "to count them anew run into another folder with `store: {activations: all}`"
+            )
         )
 
 

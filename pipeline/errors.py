@@ -14,6 +14,7 @@ PipelineError
 │   ├── PromptLengthError                       max_tokens is more than the model has positions for
 │   ├── DeviceError                             this machine lacks the device
 │   ├── MemoryPlanError                         a worker cannot hold the model and a unit, or a reducer its laws
+│   ├── PairsPlanError                          the sides of actadd are no contrast pairs
 │   ├── ExactLawError                           exact laws of so many samples cannot be held
 │   ├── SampleCountError                        a side has more samples than a sketch can count
 │   ├── QuotaError                              the activations would pass the quota
@@ -236,6 +237,20 @@ class MemoryPlanError(InputError):
             f"a worker needs {weights} for weights, {forward} for a forward, twice {block} for a unit's "
             f"activations and {sketch} for its sketches{reducers}, but has {available}; take fewer workers, a smaller "
             "unit_size or batch_tokens, fewer hookpoints, or a smaller dtype"
+        )
+
+
+class PairsPlanError(InputError):
+    """The sides of ``actadd`` are no contrast pairs."""
+
+    def __init__(self, num_source: int, num_target: int) -> None:
+        super().__init__(num_source, num_target)
+        self.num_source, self.num_target = num_source, num_target
+
+    def __str__(self) -> str:
+        return (
+            f"found {self.num_source:,} source and {self.num_target:,} target prompts for actadd's contrast pairs; "
+            "wanted as many of both, and a pooling that gives one sample a prompt; without pairs take caa"
         )
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from act.fit import describe, site_card
+from act.marginal import Marginal
 from act.steer import Steer
 from act.transport import AbstractMap, Selection, Support, Transport, scores, select
 from act.transport import fit as fit_map
@@ -14,7 +15,7 @@ from pipeline import machine
 from pipeline.errors import NothingLeftError
 from pipeline.laws import Laws
 from schemas.card import FORMAT_VERSION, Card, SideCard, SiteCard
-from schemas.plan import LAWS, SIDES, Plan, SideName
+from schemas.plan import SIDES, Plan, SideName
 from schemas.receipt import Receipt
 
 Result = TypeVar("Result")
@@ -45,9 +46,9 @@ def fit(
     lines: list[SiteCard] = []
 
     def fit_site(number: int) -> tuple[AbstractMap, SiteCard]:
-        source, target, tokens = (laws.marginal(law, number) for law in LAWS)
+        source, target, tokens = laws.marginal("source", number), laws.marginal("target", number), laws.tokens(number)
         fitted = fit_map(
-            transport.method,
+            _method(transport.method, source, target),
             source,
             target,
             support=transport.where,
@@ -94,6 +95,11 @@ def _support(written: Support | Sequence[float]) -> Support:
         return written
     low, high = written
     return float(low), float(high)
+
+
+def _method(method: str, source: Marginal, target: Marginal) -> str:
+    """Returns the method; for contrast pairs that lost a prompt, the one with the same formula and no pairs."""
+    return "caa" if method == "actadd" and source.num_samples != target.num_samples else method
 
 
 def _chosen(plan: Plan, laws: Laws, selection: Selection | None) -> list[torch.Tensor] | None:

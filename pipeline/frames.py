@@ -16,8 +16,9 @@ from schemas.plan import LawName, Plan
 #: The first prompts of a side, of one unit at most: their samples give the frame of its law.
 PILOT_PROMPTS = 256
 
-#: The first prompts of the source: their tokens give the frame of the law of tokens.
+#: The first prompts of the source: their tokens, the first so many of each site, give the frame of the law of tokens.
 PILOT_TOKENS = 16
+MOST_TOKENS = 1024
 
 
 def choose_frame(plan: Plan, law: LawName, forward: Forward, prompts: Sequence[str | None]) -> Frame:
@@ -32,9 +33,14 @@ def choose_frame(plan: Plan, law: LawName, forward: Forward, prompts: Sequence[s
     if law != "tokens":
         _, block = forward.run(prompts[:PILOT_PROMPTS], 0)
         return _joined(Frame.from_pilot(torch.from_numpy(block[:, columns])) for columns in plan.columns.values())
-    tokens = [[torch.empty(0, site.width)] for site in plan.sites]
-    forward.run(prompts[:PILOT_TOKENS], 0, lambda site, values: tokens[site].append(values.float().cpu()))
-    return _joined(Frame.from_pilot(torch.cat(parts)) for parts in tokens)
+    tokens = [torch.empty(0, site.width) for site in plan.sites]
+
+    def keep(site: int, values: torch.Tensor) -> None:
+        room = MOST_TOKENS - len(tokens[site])
+        tokens[site] = torch.cat([tokens[site], values[:room].float().cpu()])
+
+    forward.run(prompts[:PILOT_TOKENS], 0, keep)
+    return _joined(map(Frame.from_pilot, tokens))
 
 
 def write_frame(path: Path, frame: Frame) -> None:
@@ -58,7 +64,8 @@ def read_frame(path: Path) -> Frame:
     try:
         return Frame.from_tensors(load(path.read_bytes()))
     except (OSError, SafetensorError, KeyError, ValueError) as exc:
-        raise DamagedRunError(str(path), f"it is no frame ({exc})") from exc
+        redo = f"delete {path} and run the same command again"
+        raise DamagedRunError(str(path), f"it is no frame ({exc})", redo) from exc
 
 
 def _joined(frames: Iterable[Frame]) -> Frame:

@@ -1,6 +1,7 @@
 """The laws of a run, whatever they were made of: stored values, finished laws, or the sketches of units."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -26,8 +27,8 @@ class Misfits:
     """Neurons of a site whose frame did not fit their samples.
 
     Args:
-        mended: Those that got a new frame from the stored activations.
-        left: Those for which no activations were stored.
+        mended: Those that a new frame, from the stored activations, fits.
+        left: Those that no activations were stored for, or that no frame fits: too few values, too far apart.
     """
 
     mended: int
@@ -57,7 +58,7 @@ class Laws:
         """Returns the law of each neuron of a site.
 
         Args:
-            law: ``source``, ``target``, or ``tokens``: the source's single tokens.
+            law: ``source``, ``target``, or ``tokens``: the source's single tokens, of which there must be some.
             site: Place in `plan.sites`.
 
         Raises:
@@ -65,7 +66,19 @@ class Laws:
         """
         if law != "tokens" and self._plan.law.kind == "exact":
             return Marginal.from_samples(self.samples(law, site))
-        return self._mended(law, site, self._sketch(law, site)).marginal()
+        sketch = self._sketch(law, site)
+        if sketch is None:
+            raise DamagedRunError(str(self._root / "receipts"), f"no unit has a sketch of {law}")
+        return self._mended(law, site, sketch).marginal()
+
+    def tokens(self, site: int) -> Marginal | None:
+        """Returns the law of the source's single tokens, or None if every prompt that was to give some is quarantined.
+
+        Raises:
+            DamagedRunError: A store does not hold what the receipts say.
+        """
+        sketch = self._sketch("tokens", site)
+        return sketch.marginal() if sketch is not None and sketch.num_samples else None
 
     def samples(self, side: SideName, site: int) -> torch.Tensor:
         """Returns the stored samples of a site in the order of the prompts, `[samples, neurons]`, float32.
@@ -81,24 +94,33 @@ class Laws:
         found = [self._misfits[law, site] for law in SIDES if (law, site) in self._misfits]
         return Misfits(sum(one.mended for one in found), sum(one.left for one in found))
 
-    def _sketch(self, law: LawName, site: int) -> HistogramSketch:
-        words = self._sketches.read_law(law, site)
-        if words is not None:
-            return as_sketch(self._plan, law, words)
+    def _sketch(self, law: LawName, site: int) -> HistogramSketch | None:
+        """Returns the sketch of a site: the finished law, or else those of the units merged; None if there are none.
+
+        A finished law is only a short cut. One that is damaged, or that counts other samples than the receipts do, is
+        passed by.
+        """
+        receipts = [one for one in self._receipts["source" if law == "tokens" else law] if one.output(law) is not None]
+        with suppress(DamagedRunError):
+            words = self._sketches.read_law(law, site)
+            if words is not None:
+                finished = as_sketch(self._plan, law, words, self._root, "")
+                if law == "tokens" or finished.num_samples == self._num_samples(receipts):
+                    return finished
         merged: HistogramSketch | None = None
-        for receipt in self._receipts["source" if law == "tokens" else law]:
-            if receipt.output(law) is not None:
-                merged = fold_into(merged, read_unit(self._plan, self._sketches, law, receipt.unit, site))
-        if merged is None:
-            raise DamagedRunError(str(self._root / "receipts"), f"no unit has a sketch of {law}")
+        for receipt in receipts:
+            merged = fold_into(merged, read_unit(self._plan, self._sketches, law, receipt.unit, site))
         return merged
+
+    def _num_samples(self, receipts: Sequence[Receipt]) -> int:
+        return sum(min(tokens, self._plan.rows_per_prompt) for one in receipts for tokens in one.num_tokens)
 
     def _mended(self, law: LawName, site: int, sketch: HistogramSketch) -> HistogramSketch:
         """Returns a sketch whose misfits are counted anew, in frames taken from all their stored samples."""
         misfit = sketch.health().misfit.nonzero()[:, 0]
         side: SideName | None = None if law == "tokens" else law
         there = side is not None and all(one.output("activations") for one in self._receipts[side])
-        self._misfits[law, site] = Misfits(len(misfit), 0) if there else Misfits(0, len(misfit))
+        self._misfits[law, site] = Misfits(0, len(misfit))
         if side is None or not there or not len(misfit):
             return sketch
         words, start = sketch.to_words(), self._plan.columns[self._plan.sites[site].hookpoint].start
@@ -109,4 +131,7 @@ class Laws:
             anew = HistogramSketch.empty(Frame.from_pilot(samples), Grid(self._plan.law.precision))
             anew.update(samples)
             words[neurons] = anew.to_words()
-        return HistogramSketch.from_words(words, Grid(self._plan.law.precision))
+        mended = HistogramSketch.from_words(words, Grid(self._plan.law.precision))
+        left = int(mended.health().misfit.sum())
+        self._misfits[law, site] = Misfits(len(misfit) - left, left)
+        return mended

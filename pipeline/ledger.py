@@ -13,7 +13,7 @@ from schemas.plan import Plan, Unit
 from schemas.receipt import Receipt
 
 _BLOCK = 4 << 20
-_REDO = "delete {} and run the same command again to redo its unit"
+REDO = "delete {} and run the same command again to redo its unit"
 
 
 @final
@@ -42,10 +42,10 @@ class Ledger:
         try:
             receipt = record.load(Receipt, written)
         except record.RecordError as exc:
-            raise DamagedRunError(str(path), str(exc), _REDO.format(path)) from exc
+            raise DamagedRunError(str(path), str(exc), REDO.format(path)) from exc
         wanted = (self._plan.fingerprint, unit.side, unit.index, unit.num_prompts)
         if (receipt.plan, receipt.side, receipt.unit, receipt.num_prompts) != wanted:
-            raise DamagedRunError(str(path), f"it is not the receipt of {unit} of this plan", _REDO.format(path))
+            raise DamagedRunError(str(path), f"it is not the receipt of {unit} of this plan", REDO.format(path))
         return receipt
 
     def commit(self, unit: Unit, receipt: Receipt) -> Receipt:
@@ -72,7 +72,7 @@ class Ledger:
             DamagedRunError: A file is missing, or its size or checksum differs.
         """
         for receipt in receipts:
-            redo = _REDO.format(self._folder.receipt(receipt.of(self._plan.unit_size)))
+            redo = REDO.format(self._folder.receipt(receipt.of(self._plan.unit_size)))
             for output in receipt.outputs:
                 path = self._folder.root / output.path
                 try:

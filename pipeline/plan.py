@@ -12,6 +12,7 @@ from pipeline.errors import (
     ExactLawError,
     MemoryPlanError,
     OtherPlanError,
+    PairsPlanError,
     QuotaError,
     RunNotFoundError,
     SampleCountError,
@@ -28,6 +29,9 @@ from schemas.plan import CHUNK_NEURONS, EXACT_SAMPLES, LAWS, SIDES, Law, Memory,
 
 #: Bytes of a neuron's sketch on disk. A Gaussian law of a million samples takes fewer, a unit much fewer.
 SKETCH_BYTES = 350
+
+#: Sites that a fit has in memory at once, at most.
+SITES_AT_ONCE = 4
 
 #: Copies of a site's samples, both sides together, while exact laws are made of them.
 _COPIES = 8
@@ -58,6 +62,8 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
     if job.compute.workers and device.startswith("cuda:"):
         raise DeviceError(device)
     source, target = fingerprint(located.source), fingerprint(located.target)
+    if job.transport.method == "actadd" and (source.num_prompts != target.num_prompts or job.pooling == "all"):
+        raise PairsPlanError(source.num_prompts, target.num_prompts)
     checkpoint = open_checkpoint(located.model, cache)
     spec = job.model_dump(mode="json")
     survey = checkpoint.survey(job.hookpoints, packing_rule(spec), device)
@@ -208,7 +214,8 @@ def _check_budget(plan: Plan, job: Job, device: str) -> None:
         raise MemoryPlanError(memory)
     if plan.law.kind == "exact":
         num_samples = max(plan.source.num_prompts, plan.target.num_prompts) * plan.rows_per_prompt
-        needed = _COPIES * num_samples * max(site.width for site in plan.sites) * _WORD
+        at_once = min(SITES_AT_ONCE, machine.num_cores(), len(plan.sites))
+        needed = at_once * _COPIES * num_samples * max(site.width for site in plan.sites) * _WORD
         host = machine.memory_per_worker("cpu", 1)
         if needed > host:
             raise ExactLawError(num_samples, needed, host)

@@ -1,7 +1,9 @@
 """Reduction: the sketches of units become one law a hookpoint while the run goes on, and say how the laws stand."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -44,7 +46,7 @@ class Reducer:
         self._plan, self._folder, self._owned = plan, RunFolder(root), tuple(owned)
         self._store = SketchStore(self._folder.sketches, plan)
         self._laws: dict[tuple[LawName, int], HistogramSketch] = {}
-        self._folded: set[tuple[LawName, int]] = set()
+        self._folded: set[tuple[LawName, int, int]] = set()
         self._watch = _Watch()
         self._told_units, self._told_at = 0, time.monotonic()
 
@@ -54,15 +56,14 @@ class Reducer:
         Raises:
             DamagedRunError: A chunk's checksum does not match.
         """
-        for law in LAWS:
-            if receipt.output(law) is None or (law, receipt.unit) in self._folded:
-                continue
-            for number in self._owned:
+        laws = [law for law in LAWS if receipt.output(law) is not None]
+        for law, number in itertools.product(laws, self._owned):
+            # Site by site: a read that fails half-way leaves the sites before it folded, and they are so once.
+            if (law, receipt.unit, number) not in self._folded:
                 part = read_unit(self._plan, self._store, law, receipt.unit, number)
                 self._laws[law, number] = fold_into(self._laws.get((law, number)), part)
-            self._folded.add((law, receipt.unit))
-        units = len(self._folded)
-        if units >= 2 * self._told_units or time.monotonic() - self._told_at >= TELL_EVERY:
+                self._folded.add((law, receipt.unit, number))
+        if self._units >= 2 * self._told_units or time.monotonic() - self._told_at >= TELL_EVERY:
             self.tell()
 
     def finish(self, receipts: Iterable[Receipt]) -> None:
@@ -87,9 +88,13 @@ class Reducer:
             for law in LAWS
             if (law, number) in self._laws and self._laws[law, number].num_samples
         )
-        running = Running(self._plan.fingerprint, len(self._folded), sites)
+        running = Running(self._plan.fingerprint, self._units, sites)
         files.publish(self._folder.running / f"{self._owned[0]:05d}.json", record.dump(running))
-        self._told_units, self._told_at = len(self._folded), time.monotonic()
+        self._told_units, self._told_at = self._units, time.monotonic()
+
+    @property
+    def _units(self) -> int:
+        return len(self._folded) // len(self._owned)
 
 
 def running(folder: RunFolder, plan: Plan, receipts: Sequence[Receipt]) -> tuple[RunningSite, ...]:
@@ -99,21 +104,23 @@ def running(folder: RunFolder, plan: Plan, receipts: Sequence[Receipt]) -> tuple
         folder: The run.
         plan: Its plan.
         receipts: The receipts of the units that are done.
-
-    Raises:
-        DamagedRunError: What a reducer told cannot be read.
     """
     if plan.law.kind == "exact":
         return tuple(_exact(folder, plan, receipts))
     told: dict[tuple[str, LawName], RunningSite] = {}
     for path in sorted(folder.running.glob("*.json")):
-        try:
-            said = record.load(Running, path.read_bytes())
-        except record.RecordError as exc:
-            raise DamagedRunError(str(path), str(exc), "delete it: it only serves status") from exc
-        if said.plan == plan.fingerprint:
-            told |= {(site.hookpoint, site.law): site for site in said.sites}
-    return tuple(told.values())
+        with suppress(record.RecordError):  # it serves no other purpose, and its reducer will write it again
+            for site in _said(plan, record.load(Running, path.read_bytes())):
+                before = told.get((site.hookpoint, site.law))
+                # An earlier start may have had other reducers: what counts is who has seen most.
+                if before is None or site.num_samples >= before.num_samples:
+                    told[site.hookpoint, site.law] = site
+    order = [(site.hookpoint, law) for site in plan.sites for law in LAWS]
+    return tuple(told[key] for key in order if key in told)
+
+
+def _said(plan: Plan, said: Running) -> tuple[RunningSite, ...]:
+    return said.sites if said.plan == plan.fingerprint else ()
 
 
 def _exact(folder: RunFolder, plan: Plan, receipts: Sequence[Receipt]) -> Iterator[RunningSite]:
@@ -134,10 +141,11 @@ def read_unit(plan: Plan, store: SketchStore, law: LawName, unit: int, site: int
     Raises:
         DamagedRunError: A chunk's checksum does not match.
     """
-    return as_sketch(plan, law, store.read(law, unit, plan.columns[plan.sites[site].hookpoint]))
+    words = store.read(law, unit, plan.columns[plan.sites[site].hookpoint])
+    return as_sketch(plan, law, words, store.shard(law, unit), store.redo(law, unit))
 
 
-def as_sketch(plan: Plan, law: LawName, words: Words) -> HistogramSketch:
+def as_sketch(plan: Plan, law: LawName, words: Words, path: Path, remedy: str) -> HistogramSketch:
     """Returns the sketch that stored words are.
 
     Raises:
@@ -146,7 +154,7 @@ def as_sketch(plan: Plan, law: LawName, words: Words) -> HistogramSketch:
     try:
         return HistogramSketch.from_words(torch.from_numpy(words), Grid(plan.precision(law)))
     except SketchWordsError as exc:
-        raise DamagedRunError(f"a sketch of {law}", str(exc)) from exc
+        raise DamagedRunError(str(path), str(exc), remedy) from exc
 
 
 def fold_into(running: HistogramSketch | None, part: HistogramSketch) -> HistogramSketch:

@@ -14,9 +14,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from pipeline.errors import DamagedRunError, StoreError
+from pipeline.folder import RunFolder
+from pipeline.ledger import REDO
 from pipeline.sketch import EXTRA_WORDS, Grid
 from schemas import files
-from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, Unit
+from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, SideName, Unit
 
 Words = NDArray[np.int32]
 
@@ -61,7 +63,7 @@ class SketchStore:
         Raises:
             StoreError: The disk refuses.
         """
-        path = self._path / _UNITS / law / "c" / str(unit.index) / "0" / "0"
+        path = self.shard(law, unit.index)
         try:
             path.unlink(missing_ok=True)  # Zarr reads the old shard before it overwrites it, and fails on a torn one.
             _open(self._path, f"{_UNITS}/{law}", "r+")[unit.index] = words
@@ -79,7 +81,16 @@ class SketchStore:
         """
         if law not in self._read:
             self._read[law] = _open(self._path, f"{_UNITS}/{law}", "r")
-        return _values(self._read[law], (unit, columns), self._path / _UNITS / law)
+        return _values(self._read[law], (unit, columns), self.shard(law, unit), self.redo(law, unit))
+
+    def shard(self, law: LawName, unit: int) -> Path:
+        """The file that holds the sketch of a unit."""
+        return self._path / _UNITS / law / "c" / str(unit) / "0" / "0"
+
+    def redo(self, law: LawName, unit: int) -> str:
+        """Returns what to do about a unit whose sketch is damaged."""
+        side: SideName = "target" if law == "target" else "source"
+        return REDO.format(RunFolder(self._path.parent).receipt(Unit(side, unit, 0, 0)))
 
     def write_law(self, law: LawName, site: int, words: Words) -> None:
         """Writes the finished law of a site, which appears whole or not at all; one that exists is left as it is.
@@ -108,7 +119,9 @@ class SketchStore:
             DamagedRunError: A chunk's checksum does not match.
         """
         path = self._law(law, site)
-        return _values(_open(path, "", "r"), slice(None), path) if path.exists() else None
+        if not path.exists():
+            return None
+        return _values(_open(path, "", "r"), slice(None), path, f"delete {path} and run the same command again")
 
     def _law(self, law: LawName, site: int) -> Path:
         return self._path / "laws" / law / f"{site:05d}"
@@ -147,8 +160,13 @@ def _open(path: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
         raise DamagedRunError(str(path / name), f"it cannot be opened ({exc})") from exc
 
 
-def _values(array: "zarr.Array[Any]", where: Any, path: Path) -> Words:  # noqa: ANN401 - what Zarr indexes by
+def _values(
+    array: "zarr.Array[Any]",
+    where: Any,  # noqa: ANN401 - what Zarr indexes by
+    path: Path,
+    remedy: str,
+) -> Words:
     try:
         return np.asarray(array[where])
     except (ValueError, OSError, RuntimeError) as exc:
-        raise DamagedRunError(str(path), str(exc)) from exc
+        raise DamagedRunError(str(path), str(exc), remedy) from exc

@@ -1,5 +1,6 @@
 """Sketch laws of whole runs: the same bits whatever happens, near the exact ones, mended where a frame does not fit."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load, save
 from act.steer import load as load_steer
 from jobs.fit import Fitted, fit
 from jobs.status import status
-from pipeline.errors import DamagedRunError
+from pipeline.errors import DamagedRunError, PairsPlanError
 from pipeline.folder import RunFolder
 from pipeline.frames import read_frame
 from pipeline.laws import Laws
@@ -152,7 +153,7 @@ def test_a_flipped_byte_in_a_sketch_is_found_before_it_is_used(sketched, tmp_pat
     damaged[len(damaged) // 3] ^= 1
     shard.write_bytes(bytes(damaged))
     plan, laws = laws_of(folder.root)
-    with pytest.raises(DamagedRunError, match="source"):
+    with pytest.raises(DamagedRunError, match=r"units/source/c/2.*delete .*receipts/source/00000002.json"):
         [laws.marginal("source", number) for number in range(len(plan.sites))]
     receipts = Ledger(folder, plan).split(plan.units())[0]
     with pytest.raises(DamagedRunError, match=r"units/source/c/2"):
@@ -188,6 +189,81 @@ def test_status_of_exact_laws_tells_the_quantiles_of_the_values(exact):
     ]
     assert told[0].num_samples == len(SOURCES)
     assert list(told[0].quantiles) == sorted(told[0].quantiles)
+
+
+def test_a_read_that_fails_once_leaves_every_sample_counted_once(sketched, tmp_path, monkeypatch):
+    folder = copied(sketched, tmp_path)
+    plan = read_plan(folder)
+    receipts = Ledger(folder, plan).split(plan.units())[0]
+    shutil.rmtree(folder.sketches / "laws")
+    reducer, read, calls = Reducer(plan, folder.root, range(len(plan.sites))), SketchStore.read, itertools.count()
+
+    def failing(self, *arguments):
+        if next(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(SketchStore, "read", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        reducer.fold(receipts[0])
+    reducer.finish(receipts)
+    laws = laws_of(folder.root)[1]
+    assert [laws.marginal("source", number).num_samples for number in range(len(plan.sites))] == [40] * len(plan.sites)
+    store = SketchStore(folder.sketches, plan)
+    for number in range(len(plan.sites)):
+        words = store.read_law("source", number)
+        assert words is not None
+        assert HistogramSketch.from_words(torch.from_numpy(words), Grid(5)).num_samples == len(SOURCES)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_finished_law_is_made_again_from_the_units(sketched, tmp_path, damage):
+    folder = copied(sketched, tmp_path)
+    wanted = laws_of(folder.root)[1].marginal("source", 0)
+    shard = folder.sketches / "laws/source/00000/c/0/0"
+    written = shard.read_bytes()
+    if damage == "gone":
+        shutil.rmtree(shard.parent.parent)
+    else:
+        shard.write_bytes(written[:100] if damage == "cut" else bytes([written[0] ^ 1]) + written[1:])
+    found = laws_of(folder.root)[1].marginal("source", 0)
+    assert torch.equal(found.lows, wanted.lows)
+    assert torch.equal(found.ends, wanted.ends)
+
+
+def test_a_damaged_frame_says_what_to_delete(sketched, tmp_path):
+    folder = copied(sketched, tmp_path)
+    path = folder.frame("source")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DamagedRunError, match=r"delete .*source\.safetensors and run"):
+        read_frame(path)
+
+
+def test_status_shows_the_reducer_that_has_seen_most_and_passes_a_torn_file_by(sketched, tmp_path):
+    folder = copied(sketched, tmp_path)
+    plan = read_plan(folder)
+    before = status(folder.root).running
+    receipts = Ledger(folder, plan).split(plan.units())[0]
+    earlier = Reducer(plan, folder.root, [len(plan.sites) - 1])  # of a start with more reducers, that was killed
+    earlier.fold(receipts[0])
+    (folder.running / "00099.json").write_bytes(b"{")
+    assert status(folder.root).running == before
+
+
+def test_contrast_pairs_are_asked_for_before_anything_is_written(model, tmp_path):
+    with pytest.raises(PairsPlanError, match="40 source and 28 target"):
+        run(tmp_path, model, transport={"method": "actadd"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_values_that_no_frame_fits_are_not_called_mended(model, tmp_path):
+    spec = write_spec(tmp_path, model, **SKETCH, pooling="last", transport={"method": "linear"})
+    for name in ("source", "target"):
+        (tmp_path / f"{name}.txt").write_text(
+            "".join(f"Say {'very ' * (n % 7)}much{'.?!'[n % 3]}\n" for n in range(900))
+        )
+    fitted = fit(spec, tmp_path / "run", tmp_path / "cache")
+    assert fitted.steer.card.sites[0].misfit > 0
 
 
 def misframed(folder: Path, model: dict[str, str], **changes) -> tuple[Fitted, list[str]]:
