@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -13,6 +14,9 @@ from tests.checked_types import checked
 
 # Every annotated function and dataclass of these packages checks its arguments under pytest, and only there.
 CHECKED_TYPES = install_import_hook(["schemas", "act", "pipeline"], f"{checked.__module__}.{checked.__name__}")
+
+# Tests are many small operations, after each of which two threads would wait for each other.
+torch.set_num_threads(1)
 
 settings.register_profile("actmap", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("actmap")
