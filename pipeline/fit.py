@@ -146,7 +146,7 @@ def _card(plan: Plan, transport: Transport, lines: Sequence[SiteCard], sides: Se
 
 def _side_card(plan: Plan, name: SideName, receipts: Sequence[Receipt]) -> SideCard:
     side = plan.side(name)
-    num_samples = sum(min(tokens, plan.rows_per_prompt) for receipt in receipts for tokens in receipt.num_tokens)
+    num_samples = sum(receipt.num_samples(plan.rows_per_prompt) for receipt in receipts)
     if num_samples == 0:
         reasons = [f"{name} row {lost.row} ({lost.reason})" for receipt in receipts for lost in receipt.quarantined]
         raise NothingLeftError(side.num_prompts, 0, reasons[:3])

@@ -105,15 +105,14 @@ class Laws:
             words = self._sketches.read_law(law, site)
             if words is not None:
                 finished = as_sketch(self._plan, law, words, self._root, "")
-                if law == "tokens" or finished.num_samples == self._num_samples(receipts):
+                if law == "tokens" or finished.num_samples == sum(
+                    one.num_samples(self._plan.rows_per_prompt) for one in receipts
+                ):
                     return finished
         merged: HistogramSketch | None = None
         for receipt in receipts:
             merged = fold_into(merged, read_unit(self._plan, self._sketches, law, receipt.unit, site))
         return merged
-
-    def _num_samples(self, receipts: Sequence[Receipt]) -> int:
-        return sum(min(tokens, self._plan.rows_per_prompt) for one in receipts for tokens in one.num_tokens)
 
     def _mended(self, law: LawName, site: int, sketch: HistogramSketch) -> HistogramSketch:
         """Returns a sketch whose misfits are counted anew, in frames taken from all their stored samples."""

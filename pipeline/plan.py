@@ -25,7 +25,7 @@ from pipeline.sketch.arrays import MAX_SAMPLES
 from pipeline.store.sketches import words_per_neuron
 from schemas import files, record
 from schemas.job import Job
-from schemas.plan import CHUNK_NEURONS, EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan
+from schemas.plan import EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan, whole_chunks
 
 #: Bytes of a neuron's sketch on disk. A Gaussian law of a million samples takes fewer, a unit much fewer.
 SKETCH_BYTES = 350
@@ -196,12 +196,11 @@ def _disk(plan: Plan) -> int:
     """Bytes of all shards: a shard has full height and its width is rounded up to whole chunks."""
     if not plan.keeps_activations:
         return 0
-    width = -(-plan.width // CHUNK_NEURONS) * CHUNK_NEURONS
     rows = 0
     for name in SIDES:
         size = min(plan.unit_size, plan.side(name).num_prompts)
         rows += size * -(-plan.side(name).num_prompts // size)
-    return rows * plan.rows_per_prompt * width * _WORD
+    return rows * plan.rows_per_prompt * whole_chunks(plan.width) * _WORD
 
 
 def _check_budget(plan: Plan, job: Job, device: str) -> None:

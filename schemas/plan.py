@@ -29,6 +29,11 @@ TOKEN_PROMPTS = 1024
 TOKEN_PRECISION = 3
 
 
+def whole_chunks(width: int) -> int:
+    """Returns a number of neurons rounded up to whole chunks."""
+    return -(-width // CHUNK_NEURONS) * CHUNK_NEURONS
+
+
 @final
 @dataclass(frozen=True)
 class Site:

@@ -76,6 +76,10 @@ class Receipt:
     worker: int
     peak_memory: int
 
+    def num_samples(self, rows_per_prompt: int) -> int:
+        """Returns how many samples the unit's prompts gave, given the rows of a prompt."""
+        return sum(min(tokens, rows_per_prompt) for tokens in self.num_tokens)
+
     def output(self, kind: OutputKind) -> Output | None:
         """Returns the unit's file of a kind, if it wrote one."""
         return next((output for output in self.outputs if output.kind == kind), None)

@@ -17,9 +17,6 @@ from schemas.plan import SIDES, Plan, SideName
 from schemas.receipt import Quarantined, Receipt
 from schemas.timings import Timings
 
-#: Stages in the order in which a job does them.
-STAGES = ("plan", "model", "workers", "frames", "extract", "reduce", "fit", "save")
-
 MOST_SITES = 500
 MOST_LOST = 100
 
@@ -175,14 +172,13 @@ def _timings(folder: RunFolder) -> Timings | None:
 
 def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> Cost:
     kept = timings or Timings(workers=len({receipt.worker for receipt in receipts}))
-    order = [*(name for name in STAGES if name in kept.stages), *(name for name in kept.stages if name not in STAGES)]
     outputs = [output for receipt in receipts for output in receipt.outputs]
     extracting = kept.stages.get("extract", 0.0)
     return Cost(
         num_prompts=plan.num_prompts,
         num_tokens=sum(sum(receipt.num_tokens) for receipt in receipts),
         num_workers=kept.workers,
-        stages={name: kept.stages[name] for name in order},
+        stages=kept.in_order,
         prompts_per_second=kept.prompts / extracting if kept.prompts and extracting > 0 else None,
         peak_memory=max(receipt.peak_memory for receipt in receipts),
         activations=sum(output.size for output in outputs if output.kind == "activations"),
@@ -196,7 +192,7 @@ def _prompts(plan: Plan, side: SideName, receipts: Sequence[Receipt]) -> Prompts
     return Prompts(
         side=side,
         num_prompts=plan.side(side).num_prompts,
-        num_samples=sum(min(number, plan.rows_per_prompt) for number in tokens),
+        num_samples=sum(receipt.num_samples(plan.rows_per_prompt) for receipt in receipts),
         num_tokens=sum(tokens),
         num_truncated=sum(receipt.num_truncated for receipt in receipts),
         num_quarantined=len(lost),

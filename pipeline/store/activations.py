@@ -6,7 +6,7 @@ site are read without the rest of the shard. Every chunk ends in a crc32c, which
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import zarr
@@ -15,8 +15,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
 from pipeline.errors import DamagedRunError, StoreError
+from pipeline.store.arrays import open_array
 from schemas import files
-from schemas.plan import CHUNK_NEURONS, SIDES, Plan, SideName, Unit
+from schemas.plan import CHUNK_NEURONS, SIDES, Plan, SideName, Unit, whole_chunks
 from schemas.receipt import Receipt
 
 Block = NDArray[np.float32]
@@ -65,7 +66,7 @@ class ActivationStore:
         path = self.shard(unit)
         try:
             path.unlink(missing_ok=True)  # Zarr reads the old shard before it overwrites it, and fails on a torn one.
-            self._open(unit.side, "r+")[unit.start * rows : unit.stop * rows] = block
+            open_array(self._path, unit.side, "r+")[unit.start * rows : unit.stop * rows] = block
             files.sync(path)
             files.sync(path.parent)
         except OSError as exc:
@@ -79,7 +80,7 @@ class ActivationStore:
             DamagedRunError: A chunk's checksum does not match.
         """
         if side not in self._read:
-            self._read[side] = self._open(side, "r")
+            self._read[side] = open_array(self._path, side, "r")
         array, parts = self._read[side], []
         for receipt in receipts:
             rows = kept_rows(receipt.num_tokens, self._plan.rows_per_prompt)
@@ -105,7 +106,7 @@ class ActivationStore:
                 name=name,
                 shape=(rows, plan.width),
                 chunks=(unit_rows, CHUNK_NEURONS),
-                shards=(unit_rows, -(-plan.width // CHUNK_NEURONS) * CHUNK_NEURONS),
+                shards=(unit_rows, whole_chunks(plan.width)),
                 dtype="float32",
                 fill_value=float("nan"),
                 compressors=[Crc32cCodec()],
@@ -113,15 +114,6 @@ class ActivationStore:
             )
         except OSError as exc:
             raise StoreError(str(self._path / name), exc.strerror or str(exc)) from exc
-
-    def _open(self, name: SideName, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
-        try:
-            store = LocalStore(self._path, read_only=mode == "r")
-            # Else a unit without a single sample would have no shard. As an argument it is not heeded.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                return zarr.open_array(store=store, path=name, mode=mode)
-        except (FileNotFoundError, ValueError) as exc:
-            raise DamagedRunError(str(self._path / name), f"it cannot be opened ({exc})") from exc
 
 
 def kept_rows(num_tokens: Sequence[int], per_prompt: int) -> NDArray[np.bool_]:

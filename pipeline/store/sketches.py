@@ -5,7 +5,7 @@ shuffled before they are compressed, which leaves about a fifteenth. Every chunk
 """
 
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import zarr
@@ -17,8 +17,9 @@ from pipeline.errors import DamagedRunError, StoreError
 from pipeline.folder import RunFolder
 from pipeline.ledger import REDO
 from pipeline.sketch import EXTRA_WORDS, Grid
+from pipeline.store.arrays import open_array
 from schemas import files
-from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, SideName, Unit
+from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, SideName, Unit, whole_chunks
 
 Words = NDArray[np.int32]
 
@@ -47,7 +48,7 @@ class SketchStore:
                 width = self._plan.width
                 words = self._words[law]
                 shape, chunk = (num_units, width, words), (1, CHUNK_NEURONS, words)
-                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, _whole_chunks(width), words))
+                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, whole_chunks(width), words))
 
     def write(self, law: LawName, unit: Unit, words: Words) -> Path:
         """Writes the sketch of one unit as one shard file, durable before this returns.
@@ -66,7 +67,7 @@ class SketchStore:
         path = self.shard(law, unit.index)
         try:
             path.unlink(missing_ok=True)  # Zarr reads the old shard before it overwrites it, and fails on a torn one.
-            _open(self._path, f"{_UNITS}/{law}", "r+")[unit.index] = words
+            open_array(self._path, f"{_UNITS}/{law}", "r+")[unit.index] = words
             for made in (path, path.parent, path.parent.parent):
                 files.sync(made)
         except OSError as exc:
@@ -80,7 +81,7 @@ class SketchStore:
             DamagedRunError: A chunk's checksum does not match.
         """
         if law not in self._read:
-            self._read[law] = _open(self._path, f"{_UNITS}/{law}", "r")
+            self._read[law] = open_array(self._path, f"{_UNITS}/{law}", "r")
         return _values(self._read[law], (unit, columns), self.shard(law, unit), self.redo(law, unit))
 
     def shard(self, law: LawName, unit: int) -> Path:
@@ -99,12 +100,12 @@ class SketchStore:
             StoreError: The disk refuses.
         """
         path = self._law(law, site)
-        shard = (_whole_chunks(len(words)), self._words[law])
+        shard = (whole_chunks(len(words)), self._words[law])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.staged_folder(path) as folder:
                 _create(folder, "", words.shape, (CHUNK_NEURONS, self._words[law]), shard)
-                _open(folder, "", "r+")[:] = words
+                open_array(folder, "", "r+")[:] = words
                 for made in (folder / "c" / "0" / "0", folder / "c" / "0", folder / "c", folder / "zarr.json"):
                     files.sync(made)
         except FileExistsError:
@@ -121,7 +122,7 @@ class SketchStore:
         path = self._law(law, site)
         if not path.exists():
             return None
-        return _values(_open(path, "", "r"), slice(None), path, f"delete {path} and run the same command again")
+        return _values(open_array(path, "", "r"), slice(None), path, f"delete {path} and run the same command again")
 
     def _law(self, law: LawName, site: int) -> Path:
         return self._path / "laws" / law / f"{site:05d}"
@@ -130,10 +131,6 @@ class SketchStore:
 def words_per_neuron(precision: int) -> int:
     """Returns how many words the sketch of a neuron has."""
     return Grid(precision).num_cells + EXTRA_WORDS
-
-
-def _whole_chunks(width: int) -> int:
-    return -(-width // CHUNK_NEURONS) * CHUNK_NEURONS
 
 
 def _create(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...]) -> None:
@@ -150,14 +147,6 @@ def _create(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ..
         )
     except OSError as exc:
         raise StoreError(str(path / name), exc.strerror or str(exc)) from exc
-
-
-def _open(path: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
-    try:
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(store=LocalStore(path, read_only=mode == "r"), path=name, mode=mode)
-    except (FileNotFoundError, ValueError) as exc:
-        raise DamagedRunError(str(path / name), f"it cannot be opened ({exc})") from exc
 
 
 def _values(
