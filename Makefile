@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow check bench clean
+.PHONY: help install demo test test-slow test-s3 faults soak fuzz check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9/-]+:.*## ' Makefile | sed -E 's/^([a-z0-9\/-]+):.*## /\1\t/' | expand -t 16
@@ -23,6 +23,21 @@ test: $(INSTALLED) ## run the fast tests
 
 test-slow: $(INSTALLED) ## run the tests that need a real model or minutes
 	$(BIN)/python -m pytest -m slow
+
+test-s3: $(INSTALLED) ## run the tests of object stores against an S3 server on loopback
+	$(PIP) -e '.[s3]' 'moto[s3]' flask flask-cors
+	$(BIN)/python -m pytest tests/pipeline/storage
+
+faults: $(INSTALLED) ## inject every fault of the catalogue, and kill a small run at every write
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults
+
+soak: $(INSTALLED) ## an hour of random kills over 200,000 prompts
+	$(BIN)/python -m benchmarks.soak
+
+fuzz: $(INSTALLED) ## fuzz whatever reads foreign bytes, two minutes a target
+	$(PIP) atheris==3.0.0
+	for target in spec records card steer prompts checkpoint; do \
+		$(BIN)/python -m fuzz $$target --seconds 120 || exit 1; done
 
 models/smollm2: | $(INSTALLED) ## write the demo's model as a folder of safetensors, for specs of your own
 	$(BIN)/python -c "from jobs.demo import find_model; find_model()"

@@ -142,7 +142,7 @@ def _laws(samples: Samples) -> tuple[Marginal, Marginal]:
 def _card(
     model: nn.Module, pooling: Pooling, transport: Transport, sites: Sequence[SiteCard], num_samples: tuple[int, int]
 ) -> Card:
-    source, target = (SideCard(number, number, 0, 0, "") for number in num_samples)
+    source, target = (SideCard(number, 0, number, 0, 0, "") for number in num_samples)
     return Card(
         format_version=FORMAT_VERSION,
         name="in-memory",

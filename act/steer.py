@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from act.transport import AbstractMap, QuantileMap, map_from_tensors
 from act.transport.affine import PARTS
 from schemas import files, record
 from schemas.card import FORMAT_VERSION, Card, SiteCard
+from schemas.headers import LENGTH_BYTES, HeaderError, check_header, header_limit
 
 TENSORS, CARD, README = "steer.safetensors", "steer.json", "README.md"
 
@@ -25,8 +27,8 @@ KNOTS = ("knots_x", "knots_y")
 #: Knots of a neuron that a file may have.
 MAX_KNOTS = 1024
 
-#: Room for names and offsets beside the numbers of a tensor file.
-_HEADER_BYTES = 100_000_000
+#: Text in which a README's reader sees no mark: letters of any script and digits, set apart by one blank or hyphen.
+_WORDS = re.compile(r"[^\W_]+([ -][^\W_]+)*")
 
 
 @final
@@ -63,9 +65,7 @@ class Steer:
             SteerExistsError: The folder holds something else, or the same steer damaged.
         """
         place = Path(folder).absolute()
-        data = safetensors.torch.save(self._tensors())
-        saved = replace(self, card=replace(self.card, tensors=hashlib.sha256(data).hexdigest()).sealed)
-        written = {TENSORS: data, CARD: record.dump(saved.card), README: _readme(saved.card).encode()}
+        saved, written = self.written()
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             files.publish_folder(place, written)
@@ -73,6 +73,12 @@ class Steer:
             if not all(_holds(place / name, written[name]) for name in (TENSORS, CARD)):
                 raise SteerExistsError(str(folder)) from exc
         return saved
+
+    def written(self) -> "tuple[Steer, dict[str, bytes]]":
+        """Returns the steer with its card's hashes filled in, and the files of its folder by their names."""
+        data = safetensors.torch.save(self._tensors())
+        saved = replace(self, card=replace(self.card, tensors=hashlib.sha256(data).hexdigest()).sealed)
+        return saved, {TENSORS: data, CARD: record.dump(saved.card), README: readme(saved.card).encode()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Copies: maps may share memory with each other, files of tensors may not."""
@@ -94,6 +100,7 @@ def load(folder: Path | str) -> Steer:
         SteerFileError: The card is of another format, or a byte of card or tensors is not as it was written.
     """
     place = Path(folder)
+    place = place.resolve() if place.exists() else place  # a link may lead to another steer before the tensors are read
     card = _read_card(place / CARD)
     return Steer(card, _read_maps(place / TENSORS, card))
 
@@ -118,12 +125,14 @@ def _read_card(path: Path) -> Card:
 def _read_maps(path: Path, card: Card) -> dict[str, AbstractMap]:
     parts = (*PARTS, *KNOTS) if card.method == "quantile" else PARTS
     rows = len(PARTS) + len(KNOTS) * MAX_KNOTS if card.method == "quantile" else len(PARTS)
-    data = _read(path, sum(site.width for site in card.sites) * rows * 4 + _HEADER_BYTES)
+    most = header_limit(len(card.sites) * len(parts))
+    data = _read(path, LENGTH_BYTES + most + sum(site.width for site in card.sites) * rows * 4)
     if hashlib.sha256(data).hexdigest() != card.tensors:
         raise SteerFileError(str(path), "its bytes are not those that the card was written for; fetch or fit it again")
     try:
+        check_header(data, most)
         tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as exc:
+    except (HeaderError, safetensors.SafetensorError) as exc:
         raise SteerFileError(str(path), f"it holds no tensors ({exc})") from exc
     named = {f"{site.hookpoint}.{part}": site.width for site in card.sites for part in parts}
     if tensors.keys() != named.keys() or not all(_is_part(name, tensors[name], named[name]) for name in named):
@@ -160,11 +169,29 @@ def _holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
+def _shown(text: str) -> str:
+    """Returns a text that a README may hold: as it stands if it is plain words, else as code, where nothing acts."""
+    return text if _WORDS.fullmatch(text) else _code(text)
+
+
+def _code(text: str) -> str:
+    r"""Returns a text as a code span, in which what nobody would see is spelled as ``\\x1b``."""
+    spelled = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", spelled)), default=0))
+    room = " " if spelled.startswith("`") or spelled.endswith("`") or not spelled.strip() else ""
+    return f"{fence}{room}{spelled}{room}{fence}"
+
+
+def _cell(text: str) -> str:
+    """Returns a text for a cell of a table, which a bar would end, in code too."""
+    return _code(text).replace("|", "\\|")
+
+
 def _row(site: SiteCard) -> str:
     shares = (site.displacement, site.transported, site.tokens_transported, site.neurons_transported)
     cells = (
-        f"`{site.hookpoint}`",
-        site.module_type,
+        _cell(site.hookpoint),
+        site.module_type if _WORDS.fullmatch(site.module_type) else _cell(site.module_type),
         str(site.width),
         *(f"{share:.3f}" for share in shares),
         *(f"{error:.2g}" for error in (site.error_median, site.error_worst)),
@@ -173,7 +200,8 @@ def _row(site: SiteCard) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _readme(card: Card) -> str:
+def readme(card: Card) -> str:
+    """Returns what the README of a steer says: its card, for a person."""
     sites = "\n".join(_row(site) for site in card.sites)
     sides = "\n".join(
         f"| {name} | {side.num_prompts} | {side.num_samples} | {side.num_quarantined} | {side.num_truncated} |"
@@ -181,11 +209,12 @@ def _readme(card: Card) -> str:
     )
     kind = "full monotone transport" if card.method == "quantile" else "affine transport"
     threshold = f", threshold {card.threshold:g}" if card.method == "det-zero" else ""
-    return f"""# {card.name}
+    moved = _shown(card.select) if card.select else "all neurons"
+    return f"""# {_shown(card.name)}
 
-A steer for a {card.kind} model, written by actmap: one {kind} map per neuron (`{card.method}`, support
-`{card.support}`{threshold}), moving {card.select or "all neurons"}, fitted on `{card.pooling}`-pooled activations
-({card.template} template, {card.estimation} estimation, laws: {card.law}).
+A steer for a {_shown(card.kind)} model, written by actmap: one {kind} map per neuron ({_code(card.method)}, support
+{_code(card.support)}{threshold}), moving {moved}, fitted on {_code(card.pooling)}-pooled activations
+({_shown(card.template)} template, {_shown(card.estimation)} estimation, laws: {_shown(card.law)}).
 
 ```python
 import act
@@ -207,5 +236,5 @@ deviations, of the median and of the worst neuron; `misfit` counts neurons whose
 |---|---|---|---|---|---|---|---|---|---|
 {sites}
 
-Model fingerprint `{card.model_fingerprint}`; plan `{card.plan or "none: fitted in memory"}`.
+Model fingerprint {_code(card.model_fingerprint)}; plan {_code(card.plan or "none: fitted in memory")}.
 """

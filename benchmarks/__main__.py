@@ -20,6 +20,7 @@ from benchmarks import (
     map_fit,
     memory,
     real_laws,
+    reliability,
     sketch_cost,
     sketch_error,
     sketch_speed,
@@ -39,6 +40,7 @@ CLAIMS: Mapping[str, Callable[[Effort], list[Finding]]] = {
     "driver": driver.measure,
     "memory": memory.measure,
     "real-laws": real_laws.measure,
+    "reliability": reliability.measure,
 }
 
 

@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 
 import act.capture
-import pipeline.extract
 from act.pooling import TokenSpans, pool
 from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
 from benchmarks.runs import Setting, lay_out, scratch
@@ -24,6 +23,7 @@ from pipeline.models.live_bytes import LiveBytes
 from pipeline.plan import packing_rule
 from pipeline.prompts import Snapshot
 from pipeline.sketch import HistogramSketch
+from pipeline.storage import LocalStorage
 from pipeline.store import ActivationStore, SketchStore
 from schemas.plan import Plan, Unit
 
@@ -39,10 +39,10 @@ PARTS = {
     "pool": (act.capture, "pool"),
     "hooks, pool and sketch the tokens": (act.capture.Capture, "_read"),
     "sketch the tokens": (HistogramSketch, "update"),
-    "their words (encode, write, flush)": (SketchStore, "write"),
+    "their words (encode)": (SketchStore, "encode"),
     "look for non-finite values": (Extractor, "_judge"),
-    "store (encode, write, flush)": (ActivationStore, "write"),
-    "checksum of the shard": (pipeline.extract, "measure"),
+    "store (encode)": (ActivationStore, "encode"),
+    "files (checksum, write, flush)": (Ledger, "publish"),
     "receipt": (Ledger, "commit"),
 }
 
@@ -76,8 +76,8 @@ def measure(effort: Effort) -> list[Finding]:
         torch.set_num_threads(threads)
 
 
-def _compare(plan: Plan, run: RunFolder, pairs: int) -> list[Finding]:
-    extractor = Extractor(plan, run.root)
+def _compare(plan: Plan, run: LocalStorage, pairs: int) -> list[Finding]:
+    extractor = Extractor(plan, run.uri)
     extractor.ready()
     extractor.settle_frame("tokens")
     units = list(plan.units())
@@ -119,8 +119,8 @@ def _noise(bares: Sequence[Sequence[Cost]]) -> Finding:
     return Finding("the bare forward / itself, prompts a second of CPU: the noise of a pair", "x", again)
 
 
-def _pack(extractor: Extractor, plan: Plan, run: RunFolder, unit: Unit) -> Packed:
-    texts = Snapshot.open(run.prompts(unit.side)).unit(unit.index)
+def _pack(extractor: Extractor, plan: Plan, run: LocalStorage, unit: Unit) -> Packed:
+    texts = Snapshot.open(run, RunFolder(run).prompts(unit.side)).unit(unit.index)
     return extractor._forward.model.pack(texts, unit.start, packing_rule(plan.spec))
 
 

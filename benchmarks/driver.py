@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self, final
 from unittest import mock
@@ -13,35 +13,43 @@ from rich.console import Console
 
 from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.runs import Setting, lay_out, scratch, tiny_model
-from jobs import fit
 from jobs.progress import shown
 from jobs.stages import Stages
 from pipeline.cluster import RayWorkers
+from pipeline.disk import Disk
+from pipeline.storage import AbstractStorage
+from pipeline.tally import Tally
 from pipeline.workers import AbstractWorkers
 from schemas.events import Advanced, Event, Listener
 from schemas.plan import LawName, Plan, SideFacts, Unit
-from schemas.receipt import Output, Receipt
+from schemas.receipt import Output, Receipt, packed_tokens
+from schemas.treatment import Treatment
 
 UNIT_SIZE = 512
 NUM_UNITS = {Effort.USUAL: 10_000, Effort.LONG: 100_000}
 WINDOW = 1_000
+
+_PLAIN = Treatment()
 
 
 @final
 class IdleExtractor:
     """Does a unit by saying that it is done. Stands in for `pipeline.extract.Extractor`, also as an actor."""
 
-    def __init__(self, plan: Plan, root: Path) -> None:
+    def __init__(self, plan: Plan, uri: str) -> None:
         self._receipt = Receipt(
             plan=plan.fingerprint,
             model="idle",
             side="source",
             unit=0,
+            attempt=1,
+            origin="",
             num_prompts=UNIT_SIZE,
-            num_tokens=tuple(16 + row % 48 for row in range(UNIT_SIZE)),
+            tokens=packed_tokens([16 + row % 48 for row in range(UNIT_SIZE)]),
             num_truncated=0,
             quarantined=(),
-            outputs=(Output("activations", "activations.zarr/source/c/0/0", 1, 0),),
+            splits=(),
+            outputs=(Output("activations", "activations.zarr/source/c/0/0", 1, 0, "0" * 64),),
             seconds=0.0,
             compute_seconds=0.0,
             worker=os.getpid(),
@@ -52,10 +60,10 @@ class IdleExtractor:
         """Returns the process id."""
         return os.getpid()
 
-    def settle_frame(self, law: LawName) -> None:
+    def settle_frame(self, law: LawName, treatment: Treatment = _PLAIN) -> None:
         """Does nothing."""
 
-    def extract(self, unit: Unit) -> Receipt:
+    def extract(self, unit: Unit, treatment: Treatment = _PLAIN) -> Receipt:
         """Returns a receipt of full size at once; nothing is written."""
         return dataclasses.replace(self._receipt, side=unit.side, unit=unit.index)
 
@@ -64,8 +72,8 @@ class IdleExtractor:
 class IdleWorkers(AbstractWorkers):
     """One idle worker in this process."""
 
-    def __init__(self, plan: Plan, root: Path) -> None:
-        self._plan, self._extractor = plan, IdleExtractor(plan, root)
+    def __init__(self, plan: Plan, uri: str) -> None:
+        self._plan, self._extractor = plan, IdleExtractor(plan, uri)
 
     @property
     def plan(self) -> Plan:
@@ -79,17 +87,20 @@ class IdleWorkers(AbstractWorkers):
     def __exit__(self, *error: object) -> None:
         """There is nothing to end."""
 
+    def turn(self, plan: Plan, uri: str) -> None:
+        """There is nothing to turn."""
+
     def settle_frames(self, laws: Sequence[LawName]) -> None:
         """There are no samples."""
 
-    def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+    def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Yields a receipt for each unit at once."""
         yield from map(self._extractor.extract, units)
 
     def fold(self, receipt: Receipt) -> None:
         """There is nothing to fold."""
 
-    def reduce(self, receipts: Sequence[Receipt]) -> None:
+    def reduce(self) -> None:
         """There is nothing to reduce."""
 
 
@@ -108,9 +119,9 @@ def measure(effort: Effort) -> list[Finding]:
         model = tiny_model(folder / "model")
         plan, run = lay_out(Setting(8, 8, workers=2, model=model), folder)
         plan = _of_units(plan, NUM_UNITS[effort])
-        alone = _stamps(IdleWorkers(plan, run.root), plan)
+        alone = _stamps(IdleWorkers(plan, run.uri), run)
         with mock.patch("pipeline.extract.Extractor", IdleExtractor):
-            on_ray = _stamps(RayWorkers(plan, run.root), plan)
+            on_ray = _stamps(RayWorkers(plan, run.uri), run)
     title = f"driver's work a unit over {NUM_UNITS[effort]:,} idle units"
     return [
         _finding(f"{title}, in process, CPU", alone, lambda stamp: stamp.cpu),
@@ -126,11 +137,19 @@ def _of_units(plan: Plan, count: int) -> Plan:
     return dataclasses.replace(plan, spec=spec, source=side, target=side)
 
 
-def _stamps(workers: AbstractWorkers, plan: Plan) -> list[Stamp]:
-    """Runs the loop of `jobs.fit` with a progress bar, as the command line does; one stamp a unit."""
+def _stamps(workers: AbstractWorkers, storage: AbstractStorage) -> list[Stamp]:
+    """Does what `jobs.fit` does with each unit that lands, a progress bar included; returns a stamp for each."""
     stamps: list[Stamp] = []
+    tally, disk = Tally(workers.plan), Disk(storage, workers.plan)
     with Path(os.devnull).open("w") as nowhere, shown(Console(file=nowhere, force_terminal=True)) as listen, workers:
-        fit._extract(workers, list(plan.units()), [], [], Stages(_stamping(listen, stamps)))
+        stages = Stages(_stamping(listen, stamps))
+        with stages.stage("extract", workers.plan.num_prompts, 0, "prompts"):
+            for receipt in workers.extract(workers.plan.units()):
+                workers.fold(receipt)
+                stages.advance("extract", receipt.num_prompts)
+                tally.add(receipt)
+                tally.check()
+                disk.add(receipt)
     return stamps
 
 

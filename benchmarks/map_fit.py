@@ -13,8 +13,9 @@ from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.runs import Setting, lay_out, scratch, tiny_model
 from pipeline import machine
 from pipeline.fit import over_sites
+from pipeline.folds import Folds
 from pipeline.sketch import Frame, Grid, HistogramSketch
-from pipeline.store import SketchStore
+from schemas.fold import UnitSet
 from schemas.plan import Law, Site
 
 #: The layernorms of Llama-3-8B and their width.
@@ -108,16 +109,14 @@ def _law(seed: int, scale: float) -> HistogramSketch:
 def _read_all(law: HistogramSketch) -> float:
     """Returns the seconds that reading the laws of both sides of all sites takes, from the time that one takes."""
     with scratch() as folder:
-        store = _store(folder)
-        store.write_law("source", 0, law.to_words().numpy())
+        folds = _folds(folder)
+        fold = folds.write("source", 0, UnitSet(1, 0), [law], law.num_samples)
         begin = time.perf_counter()
-        words = store.read_law("source", 0)
-        assert words is not None
-        HistogramSketch.from_words(torch.from_numpy(words))
+        folds.load([fold], range(1))
         return 2 * NUM_SITES * (time.perf_counter() - begin)
 
 
-def _store(folder: Path) -> SketchStore:
-    small, _ = lay_out(Setting(8, 8, model=tiny_model(folder / "model")), folder)
+def _folds(folder: Path) -> Folds:
+    small, storage = lay_out(Setting(8, 8, model=tiny_model(folder / "model")), folder)
     law, site = Law("sketch", Grid().precision), Site("norm", "Norm", WIDTH)
-    return SketchStore(folder / "sketches", dataclasses.replace(small, law=law, sites=(site,)))
+    return Folds(storage, dataclasses.replace(small, law={"source": law, "target": law}, sites=(site,)))

@@ -14,7 +14,7 @@ import psutil
 from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.runs import Setting, lay_out, scratch, short_prompts, tiny_model
 from pipeline.cluster import RayWorkers
-from pipeline.folder import RunFolder
+from pipeline.storage import LocalStorage
 from schemas.plan import LAWS, Plan
 
 EARLY = 1_000
@@ -54,12 +54,12 @@ def _growth(folder: Path, num_prompts: int, model: Path | None) -> list[Growth]:
     return _watch(plan, run)
 
 
-def _watch(plan: Plan, run: RunFolder) -> list[Growth]:
+def _watch(plan: Plan, run: LocalStorage) -> list[Growth]:
     """Extracts the run; returns each worker's growth."""
     seen, landed = 0, [(0.0, 0)]
-    with RayWorkers(plan, run.root) as workers, _watching() as (pids, samples):
+    with RayWorkers(plan, run.uri) as workers, _watching() as (pids, samples):
         workers.settle_frames(LAWS)
-        for receipt in workers.extract(list(plan.units())):
+        for receipt in workers.extract(plan.units()):
             pids.add(receipt.worker)
             seen += receipt.num_prompts
             landed.append((time.monotonic(), seen))

@@ -15,7 +15,6 @@ from benchmarks.judging import INNER, OUTER, Both, exact_lines, judge, law_holds
 from benchmarks.runs import scratch
 from jobs.demo import find_model
 from jobs.fit import Fitted, fit
-from pipeline.folder import RunFolder
 from pipeline.frames import read_frame
 from pipeline.laws import Laws
 from pipeline.sketch import Frame, Grid, HistogramSketch
@@ -82,9 +81,8 @@ def measure(effort: Effort) -> list[Finding]:
         begin = time.perf_counter()
         fitted = _fit(folder, NUM_PROMPTS[effort])
         seconds = time.perf_counter() - begin
-        root = RunFolder(folder / "run")
-        laws = Laws(fitted.plan, root.root, fitted.receipts)
-        sites = [_judged(root, fitted, laws, number) for number in range(len(fitted.plan.sites))]
+        laws = Laws(fitted.storage, fitted.plan)
+        sites = [_judged(fitted, laws, number) for number in range(len(fitted.plan.sites))]
         mended = sum(laws.misfits(number).mended for number in range(len(fitted.plan.sites)))
     size = f"2 x {NUM_PROMPTS[effort]:,} prompts, {len(sites)} sites, the fit took {seconds:.0f} s"
     return [
@@ -103,12 +101,13 @@ def _fit(folder: Path, num_prompts: int) -> Fitted:
     return fit(spec, folder / "run", folder / "cache")
 
 
-def _judged(root: RunFolder, fitted: Fitted, laws: Laws, number: int) -> Site:
+def _judged(fitted: Fitted, laws: Laws, number: int) -> Site:
     samples = {side: laws.samples(side, number) for side in SIDES}
     exact = {side: Marginal.from_samples(samples[side]) for side in SIDES}
     source, target = (Both(laws.marginal(side, number), exact[side]) for side in SIDES)
     columns = fitted.plan.columns[fitted.plan.sites[number].hookpoint]
-    finer = [_finer(read_frame(root.frame(side))[columns], exact[side], samples[side]) for side in SIDES]
+    frames = {side: read_frame(fitted.storage, fitted.plan, side)[columns] for side in SIDES}
+    finer = [_finer(frames[side], exact[side], samples[side]) for side in SIDES]
     found = judge(source, target)
     held = dict(found.held)
     for side, law in zip(SIDES, (source, target), strict=True):

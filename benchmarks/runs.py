@@ -16,13 +16,12 @@ import torch
 import transformers
 
 from jobs.demo import find_model
-from pipeline import prompts
-from pipeline.folder import RunFolder
+from pipeline import layout
 from pipeline.models.quiet import quiet
 from pipeline.plan import make_plan, settle
-from pipeline.store import ActivationStore, SketchStore
+from pipeline.storage import LocalStorage
 from schemas.job import Job, read_job
-from schemas.plan import SIDES, Plan
+from schemas.plan import Plan
 
 STATEMENTS = Path("examples/music/statements.parquet")
 
@@ -75,21 +74,16 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def lay_out(setting: Setting, folder: Path) -> tuple[Plan, RunFolder]:
-    """Returns the plan of a setting and its run folder, ready for workers."""
+def lay_out(setting: Setting, folder: Path) -> tuple[Plan, LocalStorage]:
+    """Returns the plan of a setting and the place of its run, ready for workers."""
     spec = setting.write(folder)
     job: Job = read_job(spec)
     plan, checkpoint = make_plan(job, spec.parent, folder / "cache")
-    run, located = RunFolder(folder / "run"), job.located(spec.parent)
-    run.root.mkdir()
-    settle(plan, run)
-    run.make()
-    for name in SIDES:
-        prompts.write_snapshot(getattr(located, name), run.prompts(name), plan.unit_size)
-    ActivationStore(run.activations, plan).create()
-    SketchStore(run.sketches, plan).create()
+    storage = LocalStorage(folder / "run")
+    settle(plan, storage)
+    layout.lay_out(storage, plan, job.located(spec.parent), spec.read_bytes())
     checkpoint.prepare()
-    return plan, run
+    return plan, storage
 
 
 def tiny_model(folder: Path) -> Path:

@@ -11,8 +11,11 @@ import torch
 from benchmarks.distributions import PILOT, columns, sketched
 from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
 from benchmarks.runs import Setting, lay_out, scratch, tiny_model
+from pipeline.folds import Folds
 from pipeline.sketch import Frame, Grid, HistogramSketch
+from pipeline.storage import LocalStorage
 from pipeline.store import SketchStore
+from schemas.fold import UnitSet
 from schemas.plan import Law, Plan, SideFacts, Site
 
 #: Neurons of one and of all 61 layernorms of SmolLM2, and samples of a unit.
@@ -26,6 +29,9 @@ FOLDS = {Effort.USUAL: 40, Effort.LONG: 1000}
 STORED_SAMPLES = 1_000_000
 STORED_NEURONS = {Effort.USUAL: 128, Effort.LONG: 1024}
 STORED = ("Gaussian", "log-normal", "Student t3")
+
+#: How it is counted.
+LAW = Law("sketch", Grid().precision)
 
 #: Samples that are drawn at once.
 _DRAWN = 50_000
@@ -54,7 +60,7 @@ def _stored(effort: Effort) -> Iterator[Finding]:
         small, _ = lay_out(Setting(8, 8, model=tiny_model(folder / "model")), folder)
         plan = dataclasses.replace(
             small,
-            law=Law("sketch", Grid().precision),
+            law={"source": LAW, "target": LAW},
             sites=tuple(Site(shape, "Norm", num_neurons) for shape in STORED),
             source=SideFacts(UNIT_SIZE, "none"),
         )
@@ -71,20 +77,18 @@ def _stored(effort: Effort) -> Iterator[Finding]:
 def _bytes_on_disk(plan: Plan, number: int, path: Path) -> tuple[float, float]:
     """Returns the bytes a neuron of a finished law, and of a unit, of columns of one shape."""
     site = plan.sites[number]
-    store = SketchStore(path, dataclasses.replace(plan, sites=(site,)))
-    store.create()
+    plan = dataclasses.replace(plan, sites=(site,))
+    storage = LocalStorage(path)
     whole: HistogramSketch | None = None
     for seed in range(STORED_SAMPLES // _DRAWN):
         samples = columns(site.hookpoint, _DRAWN, site.width, seed)
-        whole = whole or HistogramSketch.empty(Frame.from_pilot(samples[:PILOT]), Grid(plan.law.precision))
+        whole = whole or HistogramSketch.empty(Frame.from_pilot(samples[:PILOT]), Grid(LAW.precision))
         whole.update(samples)
     assert whole is not None
-    unit = sketched(samples[:UNIT_SIZE], plan.law.precision)
-    store.write_law("source", 0, whole.to_words().numpy())
-    first = next(unit for unit in plan.units() if unit.side == "source")
-    shard = store.write("source", first, unit.to_words().numpy())
-    shards = sorted((path / "laws").rglob("c/0/0"))
-    return sum(file.stat().st_size for file in shards) / site.width, shard.stat().st_size / site.width
+    unit = sketched(samples[:UNIT_SIZE], LAW.precision)
+    fold = Folds(storage, plan).write("source", 0, UnitSet(1, 0), [whole], whole.num_samples)
+    shard = SketchStore(storage, plan).encode("source", 0, unit.to_words().numpy())
+    return fold.output.size / site.width, len(shard) / site.width
 
 
 def _merging(effort: Effort) -> Iterator[Finding]:

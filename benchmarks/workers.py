@@ -85,7 +85,7 @@ def fit(setting: Setting) -> Fit:
         begin, busy = time.perf_counter(), _others_busy()
         subprocess.run(command, check=True, env=environment, capture_output=True)
         seconds, others = time.perf_counter() - begin, _others_busy() - busy
-        stages = record.load(Timings, (folder / "run" / "timings.json").read_bytes()).stages
+        stages = record.unseal(Timings, (folder / "run" / "timings.json").read_bytes()).stages
     return Fit(stages["extract"], stages["workers"], seconds, max(0.0, others / seconds))
 
 

@@ -37,8 +37,19 @@ app = typer.Typer(
 )
 
 Spec = Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)]
-Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
-RunOption = Annotated[Path, typer.Option("--run", help="The folder of the run; made if missing.", show_default=False)]
+Specs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="The spec, a YAML file; of several, each run goes into a folder of its name.", show_default=False
+    ),
+]
+Run = Annotated[str, typer.Argument(help="The folder of a run, or its URL.", show_default=False)]
+RunOption = Annotated[
+    str, typer.Option("--run", help="The folder of the run, or a URL; made if missing.", show_default=False)
+]
+Wait = Annotated[
+    float, typer.Option(min=0.0, help="Seconds to wait for another process that works on the run.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
 
 
@@ -52,13 +63,29 @@ def plan(spec: Spec, as_json: Json = False) -> None:
 
 
 @app.command()
-def fit(spec: Spec, run: RunOption, as_json: Json = False) -> None:
-    """Fit a steer; the same command on the same folder resumes."""
+def fit(
+    spec: Specs,
+    run: RunOption,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Look for damage first, and compute again what has it.")
+    ] = False,
+    wait: Wait = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Fit a steer, or several; the same command on the same folder resumes."""
     from jobs import fit as job
 
+    damage: job.OnDamage = "repair" if repair else "refuse"
     with _listening(as_json) as listen:
-        fitted = job.fit(spec, run, default_cache(), listen)
-    _print(show.as_json(show.fit_facts(fitted, run)) if as_json else show.as_text(show.fit_page(fitted, run)))
+        if len(spec) == 1:
+            done = [job.fit(spec[0], run, default_cache(), listen, wait=wait, damage=damage)]
+        else:
+            done = list(job.fit_all(spec, run, default_cache(), listen, wait=wait, damage=damage))
+    facts = [show.fit_facts(fitted) for fitted in done]
+    if as_json:
+        _print(show.as_json(facts[0] if len(facts) == 1 else {"runs": facts}))
+    else:
+        _print("\n".join(show.as_text(show.fit_page(fitted)) for fitted in done))
 
 
 @app.command()
@@ -71,12 +98,42 @@ def status(run: Run, as_json: Json = False) -> None:
 
 
 @app.command()
+def verify(
+    path: Annotated[
+        str, typer.Argument(help="The folder of a run, or its URL, or the folder of a steer.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check every byte of a run or a steer, and that each prompt counts exactly once."""
+    from jobs.verify import verify as look
+
+    found = look(path)
+    _print(show.as_json(show.verify_facts(found)) if as_json else show.as_text(show.verify_page(found)))
+    found.check()
+
+
+@app.command()
+def replay(
+    steer: Annotated[Path, typer.Argument(help="The folder of a steer, such as RUN/steer.", show_default=False)],
+    base: Annotated[Path, typer.Option(help="Where relative paths of its spec start.")] = Path(),
+    run: Annotated[str | None, typer.Option(help="A folder for the run; one that is deleted if not given.")] = None,
+    wait: Wait = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Compute a steer again from its card, and compare the two bit for bit."""
+    from jobs.replay import replay as job
+
+    with _listening(as_json) as listen:
+        done = job(steer, base, run, default_cache(), listen, wait)
+    _print(show.as_json(dataclasses.asdict(done)) if as_json else show.as_text(show.replay_page(done)))
+
+
+@app.command()
 def report(run: Run, as_json: Json = False) -> None:
     """Write report.html: what was fitted, where, and at what cost."""
     from jobs.report import write_report
-    from pipeline.folder import RunFolder
 
-    path = str(write_report(RunFolder(run)))
+    path = write_report(run)
     _print(show.as_json({"report": path}) if as_json else f"{path}\n")
 
 

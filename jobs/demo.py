@@ -17,7 +17,6 @@ from jobs.fit import Fitted, fit
 from jobs.generate import Generated, generate, load_model
 from jobs.progress import shown
 from jobs.report import Generation, write_report
-from pipeline.folder import RunFolder
 from pipeline.models import Sampling
 from pipeline.models.gguf import dequantise
 
@@ -79,7 +78,7 @@ def _show() -> None:
         fitted = fit(SPEC, RUN, default_cache(), listen)
     made = list(_generate(fitted))
     console.print(_page(made), markup=False)
-    report = write_report(RunFolder(RUN), [Generation(one.prompt, one.strength, one.output) for one in made])
+    report = write_report(RUN, [Generation(one.prompt, one.strength, one.output) for one in made])
     console.print(_cost(fitted, time.perf_counter() - begin), highlight=False)
     console.print(f"steer: {RUN / 'steer'}   report: {report}", highlight=False)
     console.print(
@@ -117,7 +116,7 @@ def _marked(text: str) -> Text:
 
 def _cost(fitted: Fitted, seconds: float) -> str:
     stages, plan = fitted.timings.stages, fitted.plan
-    tokens = sum(sum(receipt.num_tokens) for receipt in fitted.receipts)
+    tokens = fitted.tally.num_tokens
     parts = ", ".join(f"{name} {value:.1f} s" for name, value in stages.items())
     return (
         f"cost: {plan.num_prompts} prompts, {tokens:,} tokens, {plan.width:,} neurons at {len(plan.sites)} sites; "

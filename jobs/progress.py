@@ -20,12 +20,15 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from jobs.text import visible
 from schemas.events import Advanced, Event, Listener, Notice, StageFinished, StageStarted
 
 _LABELS = {
     "plan": "check spec, prompts, model",
     "model": "prepare the model",
     "workers": "start workers",
+    "repair": "look for damage and mend it",
+    "reuse": "take units from other runs",
     "frames": "choose frames",
     "extract": "run prompts",
     "reduce": "merge sketches",
@@ -75,7 +78,7 @@ def shown(console: Console) -> Iterator[Listener]:
                     bars.update(tasks[stage], total=1, completed=1)
                 bars.stop_task(tasks[stage])
             case Notice(text):
-                bars.console.print(f"note: {text}", markup=False, highlight=False)
+                bars.console.print(f"note: {visible(text)}", markup=False, highlight=False, emoji=False)
 
     with bars:
         yield listen
@@ -110,5 +113,5 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
-        line = f"[{self._said - self._begin:8.1f} s] {text}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        line = f"[{self._said - self._begin:8.1f} s] {visible(text)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)

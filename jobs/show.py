@@ -10,16 +10,21 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.text import size, visible
-from schemas.plan import EXACT_SAMPLES, SIDES, Plan
+from schemas.plan import EXACT_SAMPLES, SIDES, Plan, SideName
 from schemas.running import PROBS, RunningSite
 
 if TYPE_CHECKING:
     from jobs.fit import Fitted
     from jobs.generate import Generated
+    from jobs.replay import Replayed
     from jobs.status import Status
+    from jobs.verify import Verified
 
 #: Longest list of sites that a terminal shows whole.
 _MOST_SITES = 12
+
+#: Most prompts that a terminal shows of those left out.
+_MOST_LOSSES = 20
 
 
 def as_json(facts: Mapping[str, Any]) -> str:
@@ -37,11 +42,10 @@ def as_text(page: RenderableType) -> str:
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Returns a plan as JSON."""
-    units = list(plan.units())
     return {
         "name": plan.spec["name"],
         "fingerprint": plan.fingerprint,
-        "units": {name: sum(unit.side == name for unit in units) for name in SIDES},
+        "units": {name: plan.num_units(name) for name in SIDES},
         "prompts": {name: plan.side(name).num_prompts for name in SIDES},
         "model": {
             "kind": plan.model.kind,
@@ -60,7 +64,10 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         },
         "disk": plan.disk,
         "sketch_disk": plan.sketch_disk,
-        "law": {"kind": plan.law.kind, "precision": plan.law.precision, "rule": law_rule(plan)},
+        "law": {
+            name: {"kind": plan.law[name].kind, "precision": plan.law[name].precision, "rule": law_rule(plan, name)}
+            for name in SIDES
+        },
         "workers": plan.spec["compute"]["workers"],
         "threads": plan.numerics.threads,
     }
@@ -86,32 +93,33 @@ def plan_page(plan: Plan) -> Group:
             f"its sketches {size(memory.sketch)}",
         ),
         *([("reducer", f"{size(memory.reducer)} each, beside the workers")] if memory.reducer else []),
-        ("laws", law_rule(plan)),
+        *((f"{name} law", law_rule(plan, name)) for name in SIDES),
         ("disk", f"{size(plan.disk)} of activations, about {size(plan.sketch_disk)} of sketches"),
     )
     return Group(table, Text(), _sites(plan))
 
 
-def law_rule(plan: Plan) -> str:
-    """Returns how samples become laws, and why, in words."""
-    most = max(plan.side(name).num_prompts for name in SIDES) * plan.rows_per_prompt
+def law_rule(plan: Plan, side: SideName) -> str:
+    """Returns how the samples of a side become its law, and why, in words."""
+    law, most = plan.law[side], plan.side(side).num_prompts * plan.rows_per_prompt
     asked = plan.spec["law"]["kind"]
     if asked != "auto":
-        return f"{plan.law.kind}, as the spec says; {most:,} samples at most a side"
-    if plan.law.kind == "sketch":
-        buckets = 2**plan.law.precision
-        return f"sketches with {buckets} buckets an octave, for {most:,} samples are more than {EXACT_SAMPLES:,}"
+        return f"{law.kind}, as the spec says; {most:,} samples at most"
+    if law.kind == "sketch":
+        return (
+            f"sketches with {2**law.precision} buckets an octave, for {most:,} samples are more than {EXACT_SAMPLES:,}"
+        )
     if most <= EXACT_SAMPLES:
         return f"exact, for {most:,} samples are at most {EXACT_SAMPLES:,}"
     return f"exact, for {plan.spec['transport']['method']} needs the {most:,} samples themselves"
 
 
-def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
+def fit_facts(fitted: "Fitted") -> dict[str, Any]:
     """Returns a finished fit as JSON."""
     card = fitted.steer.card
     return {
-        "steer": str(run / "steer"),
-        "run": str(run),
+        "steer": fitted.place,
+        "run": fitted.storage.uri,
         "fingerprint": fitted.plan.fingerprint,
         "tensors": card.tensors,
         "sites": len(card.sites),
@@ -122,9 +130,9 @@ def fit_facts(fitted: "Fitted", run: Path) -> dict[str, Any]:
     }
 
 
-def fit_page(fitted: "Fitted", run: Path) -> Group:
+def fit_page(fitted: "Fitted") -> Group:
     """Returns a finished fit for a person."""
-    facts = fit_facts(fitted, run)
+    facts = fit_facts(fitted)
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
     return _pairs(
         ("steer", facts["steer"]),
@@ -134,7 +142,7 @@ def fit_page(fitted: "Fitted", run: Path) -> Group:
             f"{facts['prompts']:,}, {facts['truncated']:,} cut to max_tokens, {facts['quarantined']:,} left out",
         ),
         ("time", stages),
-        ("next", f"actmap report {run}"),
+        ("next", f"actmap report {fitted.storage.uri}"),
     )
 
 
@@ -149,9 +157,83 @@ def status_page(status: "Status") -> Group:
             f"{status.prompts_done:,} of {status.prompts:,}, {rate:.1f} prompts/s a worker, {status.tokens:,} tokens",
         ),
         ("losses", f"{status.truncated:,} cut to max_tokens, {status.quarantined:,} left out"),
+        *_losses(status.losses),
         ("steer", status.steer or "not yet"),
     )
     return Group(pairs, Text(), _running(status.running)) if status.running else pairs
+
+
+def _losses(losses: Sequence[str]) -> list[tuple[str, str]]:
+    shown = losses if len(losses) <= _MOST_LOSSES else losses[: _MOST_LOSSES - 1]
+    more = len(losses) - len(shown)
+    return [*(("", loss) for loss in shown), *([("", f"… {more} more, all with --json")] if more else [])]
+
+
+def verify_facts(found: "Verified") -> dict[str, Any]:
+    """Returns what was verified as JSON, with everything that is damaged."""
+    seen = found.seen
+    return {
+        found.what: found.place,
+        "files": seen.files,
+        "bytes": seen.num_bytes,
+        "units": {"done": seen.units, "of": found.units},
+        "prompts": {
+            "counted": seen.counted,
+            "quarantined": seen.quarantined,
+            "removed": seen.removed,
+            "of": found.prompts,
+        },
+        "temporaries": seen.temporaries,
+        "leftovers": seen.leftovers,
+        "unknown": list(found.unknown),
+        "damages": [
+            {
+                "file": one.key,
+                "kind": one.kind,
+                "unit": None if one.unit is None else {"side": one.unit.side, "index": one.unit.index},
+                "problem": one.problem,
+            }
+            for one in found.damages
+        ],
+    }
+
+
+def verify_page(found: "Verified") -> Group:
+    """Returns what was verified for a person."""
+    seen = found.seen
+    rows = [(found.what, found.place), ("checked", f"{seen.files:,} files, {size(seen.num_bytes)}")]
+    if found.units:
+        undone = "" if seen.units == found.units else "; the run is not finished, or damaged"
+        rows += [
+            ("units", f"{seen.units:,} of {found.units:,} done{undone}"),
+            (
+                "prompts",
+                f"{seen.counted:,} counted, {seen.quarantined:,} quarantined, {seen.removed:,} removed, each once, "
+                f"of {found.prompts:,}",
+            ),
+        ]
+    if seen.temporaries or seen.leftovers:
+        rows.append(("leftovers", f"{seen.temporaries:,} temporary and {seen.leftovers:,} other files, harmless"))
+    if found.unknown:
+        more = f" and {len(found.unknown) - 1:,} more" if len(found.unknown) > 1 else ""
+        rows.append(("unknown", f"{found.unknown[0]}{more}, no part of the {found.what}"))
+    if found.damages:
+        first = found.damages[0]
+        unit = "" if first.unit is None else f" ({first.unit})"
+        rows += [("first bad", f"{first.key}{unit}: {first.problem}"), ("more", f"{len(found.damages) - 1:,}")]
+    else:
+        rows.append(("damaged", "nothing"))
+    return _pairs(*rows)
+
+
+def replay_page(done: "Replayed") -> Group:
+    """Returns a replay that gave the same bits, for a person."""
+    return _pairs(
+        ("steer", done.steer),
+        ("replay", f"same bits: {done.sites} sites from {done.prompts:,} prompts, and every line of the card"),
+        ("tensors", done.tensors),
+        *([("run", done.run)] if done.run is not None else []),
+    )
 
 
 def generation_rows(made: Iterable["Generated"], folder: Path) -> list[dict[str, Any]]:
@@ -189,7 +271,7 @@ def _sites(plan: Plan) -> Table:
     table = Table("hookpoint", "module", "width", box=None, pad_edge=False)
     shown = plan.sites if len(plan.sites) <= _MOST_SITES else plan.sites[: _MOST_SITES - 1]
     for site in shown:
-        table.add_row(Text(site.hookpoint), site.module_type, f"{site.width:,}")
+        table.add_row(Text(visible(site.hookpoint)), visible(site.module_type), f"{site.width:,}")
     if len(shown) < len(plan.sites):
         table.add_row(f"… {len(plan.sites) - len(shown)} more, all with --json", "", "")
     return table

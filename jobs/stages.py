@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
+from pipeline.errors import DamagedRunError
+from pipeline.folder import TIMINGS
+from pipeline.ledger import REPAIR
+from pipeline.storage import AbstractStorage
+from schemas import record
 from schemas.events import Advanced, Listener, Notice, StageFinished, StageStarted
+from schemas.timings import Timings
 
 
 @final
@@ -43,3 +49,17 @@ class Stages:
     def notice(self, sentence: str) -> None:
         """Tells the user something."""
         self._listen(Notice(sentence))
+
+
+def read_timings(storage: AbstractStorage) -> Timings:
+    """Returns how long a run took so far.
+
+    Raises:
+        DamagedRunError: A byte of them is not as it was written.
+    """
+    try:
+        return record.unseal(Timings, storage.read(TIMINGS))
+    except FileNotFoundError:
+        return Timings()
+    except record.RecordError as exc:
+        raise DamagedRunError(storage.place(TIMINGS), str(exc), REPAIR) from exc

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from act.steer import CARD
-from pipeline.folder import RunFolder
+from pipeline import artifact
 from pipeline.ledger import Ledger
 from pipeline.plan import read_plan
 from pipeline.reduce import running
+from pipeline.storage import storage_at
+from pipeline.tally import Tally
 from schemas.plan import SIDES
 from schemas.running import RunningSite
 
@@ -27,6 +28,7 @@ class Status:
         prompts: All prompts.
         truncated: Prompts cut to `max_tokens` so far.
         quarantined: Prompts that gave no activation so far.
+        losses: Which they are, and why.
         tokens: Real tokens that the model saw so far.
         worker_seconds: Seconds that workers spent on finished units.
         steer: The steer's folder, once it is there.
@@ -42,6 +44,7 @@ class Status:
     prompts: int
     truncated: int
     quarantined: int
+    losses: tuple[str, ...]
     tokens: int
     worker_seconds: float
     steer: str | None
@@ -49,29 +52,36 @@ class Status:
     running: tuple[RunningSite, ...]
 
 
-def status(run: Path) -> Status:
+def status(run: str | Path) -> Status:
     """Returns the state of a run, from its plan, its receipts, and what its reducers told.
 
+    Args:
+        run: The run folder, or its URL.
+
     Raises:
-        RunNotFoundError: The folder holds no run.
+        RunNotFoundError: There is no run.
         DamagedRunError: The plan or a receipt cannot be read.
     """
-    folder = RunFolder(run)
-    plan = read_plan(folder)
-    receipts, missing = Ledger(folder, plan).split(plan.units())
-    there = (folder.steer / CARD).is_file()
+    storage = storage_at(run)
+    plan = read_plan(storage)
+    tally = Tally(plan)
+    for receipt in Ledger(storage, plan).receipts():
+        tally.add(receipt)
+    units = sum(plan.num_units(side) for side in SIDES)
+    there = artifact.current(storage) is not None
     return Status(
         name=plan.spec["name"],
-        state="done" if there else "extracting" if missing else "fitting",
-        units_done=len(receipts),
-        units=len(receipts) + len(missing),
-        prompts_done=sum(receipt.num_prompts for receipt in receipts),
-        prompts=sum(plan.side(name).num_prompts for name in SIDES),
-        truncated=sum(receipt.num_truncated for receipt in receipts),
-        quarantined=sum(len(receipt.quarantined) for receipt in receipts),
-        tokens=sum(sum(receipt.num_tokens) for receipt in receipts),
-        worker_seconds=sum(receipt.seconds for receipt in receipts),
-        steer=str(folder.steer) if there else None,
+        state="done" if there else "extracting" if tally.num_units < units else "fitting",
+        units_done=tally.num_units,
+        units=units,
+        prompts_done=tally.num_prompts,
+        prompts=plan.num_prompts,
+        truncated=tally.num_truncated,
+        quarantined=tally.num_lost,
+        losses=tuple(tally.losses),
+        tokens=tally.num_tokens,
+        worker_seconds=tally.worker_seconds,
+        steer=artifact.opened(storage) if there else None,
         fingerprint=plan.fingerprint,
-        running=running(folder, plan, receipts),
+        running=running(storage, plan),
     )

@@ -1,10 +1,14 @@
 """How a person reads values and foreign text, on a terminal and on the report's page."""
 
+import unicodedata
 from typing import Final
 
-#: Characters that reorder or break the text around them.
-_REORDERING: Final = frozenset(
-    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+#: Categories of characters that a terminal or browser obeys, that break a line, or that nobody sees.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+#: What is of these categories and stays: breaks that are wanted, joiners, and signs of Arabic, Syriac and Kaithi.
+_SEEN: Final = frozenset(
+    "\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
 
 
@@ -20,8 +24,9 @@ def size(num_bytes: int) -> str:
 def visible(text: str) -> str:
     r"""Returns a text in which what nobody would see, or a terminal or browser would obey, is spelled as ``\x1b``.
 
-    These are control characters but for newline and tab, bidirectional controls, lone surrogates and code points that
-    are no characters, spelled as Python does. Joiners stay, for emoji and some scripts are written with them.
+    These are control characters but for newline and tab, characters of format such as bidirectional controls, blanks
+    without a width and tags, lone surrogates and code points that are no characters, spelled as Python does. Joiners
+    stay, for emoji and some scripts are written with them.
     """
     return "".join(_spelled(ord(char)) if _hides(char) else char for char in text)
 
@@ -34,7 +39,5 @@ def _spelled(code: int) -> str:
 
 def _hides(char: str) -> bool:
     code = ord(char)
-    if code < 0x20 or 0x7F <= code < 0xA0:
-        return char not in "\n\t"
-    nothing = 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
-    return nothing or char in _REORDERING
+    nothing = 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
+    return nothing or (unicodedata.category(char) in _UNSEEN and char not in _SEEN)

@@ -8,6 +8,7 @@ PipelineError
 │   ├── ColumnNotFoundError  LookupError        a prompt file has no column of that name
 │   ├── WhereError                              a condition does not fit its column
 │   ├── EmptySelectionError                     a side selects no prompts
+│   ├── GrowthError                             a side does not go on from its prompts in an earlier run
 │   ├── ModelNotFoundError   FileNotFoundError  there is no model at that place, or it has no weights
 │   ├── ModelLoadError                          the model's files cannot be loaded
 │   ├── TemplateError                           the model has no chat template
@@ -19,17 +20,26 @@ PipelineError
 │   ├── SampleCountError                        a side has more samples than a sketch can count
 │   ├── QuotaError                              the activations would pass the quota
 │   ├── OtherPlanError                          the run folder holds a run of another plan
-│   └── RunNotFoundError     FileNotFoundError  the folder holds no run
+│   ├── RunNotFoundError     FileNotFoundError  the folder holds no run
+│   ├── NothingToVerifyError FileNotFoundError  the folder holds neither a run nor a steer
+│   └── ReplayError                             a steer cannot be replayed here
+├── BatchMemoryError         MemoryError        a micro-batch does not fit in memory
 ├── LossError                                   too many prompts failed
 │   └── NothingLeftError                        every prompt of a side failed
 ├── StorageError             OSError            storage failed
-│   ├── StoreError                              a write was refused
+│   ├── StoreError                              a write or a read was refused
+│   ├── StorageKeyError      ValueError         a key names nothing that a storage may hold
+│   ├── QuotaReachedError                       more is stored than the spec allows
+│   ├── DifferentBitsError                      two attempts at a unit gave different bits
+│   ├── VerificationError                       files of a run or a steer are damaged
+│   ├── OtherSteerError                         a replay gave another steer
 │   └── DamagedRunError                         what was written is not what is read
 └── ResumableError           RuntimeError       the run stopped, and the same command resumes it
     ├── WorkerLostError                         workers died on one unit again and again
     ├── ClusterError                            Ray cannot be started or joined
     ├── OtherNumericsError                      a worker computes another class of bits than the plan
-    └── RunBusyError                            another process works on the run
+    ├── RunBusyError                            another process works on the run
+    └── LeaseLostError                          another process took the run over
 ```
 
 Each constructor passes its own arguments on, so that an error keeps its type between processes, and `__str__`
@@ -95,7 +105,8 @@ class ColumnNotFoundError(InputError, LookupError):
         self.place, self.column, self.columns = place, column, tuple(columns)
 
     def __str__(self) -> str:
-        there = ", ".join(self.columns[:20]) + (", …" if len(self.columns) > 20 else "")
+        shown = (name if len(name) <= 60 else f"{name[:57]}…" for name in self.columns[:20])
+        there = ", ".join(shown) + (", …" if len(self.columns) > 20 else "")
         if self.column is None:
             return f"no column was named for {self.place}; add 'column:' with one of {there}"
         nearest = difflib.get_close_matches(self.column, self.columns, n=1)
@@ -144,6 +155,27 @@ class EmptySelectionError(InputError):
         return (
             f"none of the {self.num_rows} rows of {files} is selected by where: {self.where}; "
             "loosen the conditions or correct their values"
+        )
+
+
+class GrowthError(InputError):
+    """A side does not go on from its prompts in an earlier run.
+
+    Args:
+        place: The earlier run's prompts.
+        num_earlier: How many they are.
+        first: The first of their places, from 0, whose prompt is not found again in order.
+    """
+
+    def __init__(self, place: str, num_earlier: int, first: int) -> None:
+        super().__init__(place, num_earlier, first)
+        self.place, self.num_earlier, self.first = place, num_earlier, first
+
+    def __str__(self) -> str:
+        return (
+            f"of the {self.num_earlier:,} prompts in {self.place} more than half are not selected in that order now, "
+            f"the first of them prompt {self.first} (from 0); wanted the same prompts in the same order, some of them "
+            "removed, and new ones at the end only; mend the selection, or write no 'extends:' and fit in a new folder"
         )
 
 
@@ -320,6 +352,56 @@ class RunNotFoundError(InputError, FileNotFoundError):
         return f"no run at {self.path}: it has no plan.json; wanted the folder that actmap fit was given as --run"
 
 
+class NothingToVerifyError(InputError, FileNotFoundError):
+    """The folder holds neither a run nor a steer."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"neither a run nor a steer at {self.path}: wanted the folder that actmap fit was given as --run, or one "
+            "with steer.json and steer.safetensors"
+        )
+
+
+class ReplayError(InputError):
+    """A steer cannot be replayed here.
+
+    Args:
+        path: The steer.
+        problem: Why not, and what to do, as the end of a sentence.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be replayed: {self.problem}"
+
+
+class BatchMemoryError(PipelineError, MemoryError):
+    """A micro-batch, or a piece of one, does not fit in memory.
+
+    Args:
+        batch: Number of the micro-batch in its unit.
+        rows: Rows of the unit, from 0, that ran together.
+    """
+
+    def __init__(self, batch: int, rows: tuple[int, ...]) -> None:
+        super().__init__(batch, rows)
+        self.batch, self.rows = batch, rows
+
+    def __str__(self) -> str:
+        rows = f"its {len(self.rows)} prompts" if len(self.rows) > 1 else "its prompt"
+        return (
+            f"micro-batch {self.batch} of a unit finds no memory for {rows}; take fewer workers, or a smaller "
+            "batch_tokens or max_tokens, in a new run"
+        )
+
+
 class LossError(PipelineError):
     """Too many prompts failed.
 
@@ -333,11 +415,16 @@ class LossError(PipelineError):
         super().__init__(num_lost, allowed, examples)
         self.num_lost, self.allowed, self.examples = num_lost, allowed, tuple(examples)
 
+    @property
+    def _more(self) -> str:
+        more = self.num_lost - len(self.examples)
+        return f" and {more} more, which actmap status lists" if more > 0 else ""
+
     def __str__(self) -> str:
         prompts = "prompt" if self.num_lost == 1 else "prompts"
         return (
-            f"{self.num_lost} {prompts} gave no activation, {self.allowed} are allowed: {'; '.join(self.examples)}; "
-            "mend these prompts, or raise failures.quarantine_at_most"
+            f"{self.num_lost} {prompts} gave no activation, {self.allowed} are allowed: {'; '.join(self.examples)}"
+            f"{self._more}; mend these prompts, or raise failures.quarantine_at_most"
         )
 
 
@@ -350,10 +437,31 @@ class StorageError(PipelineError, OSError):
 
 
 class StoreError(StorageError):
-    """A write was refused."""
+    """A write, or a read, was refused.
+
+    Args:
+        path: What was to be written.
+        problem: Why it was not.
+        what: ``written``, ``read`` or ``used``.
+    """
+
+    def __init__(self, path: str, problem: str, what: str = "written") -> None:
+        super().__init__(path, problem)
+        self.args = path, problem, what
+        self.what = what
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be written: {self.problem}; mend that and run the same command again"
+        return f"{self.path} cannot be {self.what}: {self.problem}; mend that and run the same command again"
+
+
+class StorageKeyError(StorageError, ValueError):
+    """A key names nothing that a storage may hold."""
+
+    def __init__(self, key: str, problem: str = "wanted a relative name without dots, backslashes or NUL") -> None:
+        super().__init__(key, problem)
+
+    def __str__(self) -> str:
+        return f"{self.path!r} is no place in a run: {self.problem}"
 
 
 class DamagedRunError(StorageError):
@@ -366,6 +474,77 @@ class DamagedRunError(StorageError):
 
     def __str__(self) -> str:
         return f"{self.path} is damaged: {self.problem}; {self.remedy}"
+
+
+class VerificationError(StorageError):
+    """Files of a run, or of a steer, are damaged.
+
+    Args:
+        path: The first of them.
+        problem: What is wrong with it.
+        unit: The unit that it belongs to; empty if to none.
+        num_more: How many others are damaged.
+        remedy: What to do.
+    """
+
+    def __init__(self, path: str, problem: str, unit: str, num_more: int, remedy: str) -> None:
+        super().__init__(path, problem)
+        self.args = path, problem, unit, num_more, remedy
+        self.unit, self.num_more, self.remedy = unit, num_more, remedy
+
+    def __str__(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        more = f", and {self.num_more} more files are" if self.num_more > 1 else ", and 1 more file is"
+        return f"{self.path}{unit} is damaged: {self.problem}{more if self.num_more else ''}; {self.remedy}"
+
+
+class OtherSteerError(StorageError):
+    """A replay gave another steer than the one that was replayed.
+
+    Args:
+        path: The steer that was replayed.
+        problem: The first thing in which they differ.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"a replay of {self.path} gave another steer: {self.problem}; it was not fitted by this program from this "
+            "spec, or a machine computes other bits than its class says: verify the steer, and its run"
+        )
+
+
+class QuotaReachedError(StorageError):
+    """More is stored than the spec allows."""
+
+    def __init__(self, stored: int, quota: int) -> None:
+        super().__init__(str(stored), str(quota))
+        self.args = stored, quota
+        self.stored, self.quota = stored, quota
+
+    def __str__(self) -> str:
+        return (
+            f"the run has stored {self.stored:,} bytes of activations and sketches, store.quota is {self.quota:,}; "
+            "raise the quota, or keep less (`activations: sample` or none, `sketches: merged`), and run it again"
+        )
+
+
+class DifferentBitsError(StorageError):
+    """Two attempts at a unit gave different bits.
+
+    Args:
+        unit: The unit.
+        path: The file, or the receipt, in which they differ.
+    """
+
+    def __init__(self, unit: str, path: str) -> None:
+        super().__init__(unit, path)
+        self.unit, self.path = unit, path
+
+    def __str__(self) -> str:
+        return (
+            f"two attempts at {self.unit} gave different bits, as {self.path} shows; its workers are not of one kind: "
+            "find out which computes otherwise, and start again in a new folder"
+        )
 
 
 class ResumableError(PipelineError, RuntimeError):
@@ -419,6 +598,20 @@ class RunBusyError(ResumableError):
 
     def __str__(self) -> str:
         return f"another process works on {self.path}; wait for it, or name another folder"
+
+
+class LeaseLostError(ResumableError):
+    """Another process took the run over from this one, which was silent for too long."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"another process took over {self.path} while this one stood still; leave the run to it, or run the same "
+            "command again when it has ended"
+        )
 
 
 class NothingLeftError(LossError):

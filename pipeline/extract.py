@@ -1,30 +1,59 @@
 """Extraction: one unit of prompts through the model, a file each of its activations and sketches, the receipt last."""
 
+import dataclasses
 import os
 import time
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline import machine
+from pipeline.errors import BatchMemoryError
 from pipeline.folder import RunFolder
-from pipeline.forward import Forward
+from pipeline.forward import BatchSink, Forward
 from pipeline.frames import choose_frame, write_frame
-from pipeline.ledger import Ledger, measure
+from pipeline.ledger import Ledger
 from pipeline.models import Packed
+from pipeline.pieces import Pieces
 from pipeline.prompts import Snapshot
 from pipeline.sketch import HistogramSketch
 from pipeline.sketching import Sketcher, counting
+from pipeline.storage import storage_at
 from pipeline.store import ActivationStore, SketchStore
 from pipeline.store.activations import Block, kept_rows
-from schemas.plan import LAWS, SIDES, LawName, Plan, SideName, Unit
-from schemas.receipt import Output, OutputKind, Quarantined, Receipt
+from schemas import record
+from schemas.plan import LAWS, LawName, Plan, SideName, Unit, side_of
+from schemas.receipt import Output, Quarantined, Receipt, Split, packed_tokens
+from schemas.treatment import Crumb, Probe, Treatment
 
 EMPTY = "empty: no tokens"
+TOO_LARGE = "out of memory, even alone"
+
+_PLAIN = Treatment()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Ran:
+    """What a unit's forwards left.
+
+    Args:
+        packed: How its prompts were packed.
+        block: Their samples.
+        tokens: The sketches of their tokens, a site each; None where the unit has none.
+        treatment: The treatment that it took in the end.
+        lost: The prompts that do not count, and why.
+        seconds: What the forwards took.
+    """
+
+    packed: Packed
+    block: Block
+    tokens: list[HistogramSketch] | None
+    treatment: Treatment
+    lost: tuple[Quarantined, ...]
+    seconds: float
 
 
 @final
@@ -36,16 +65,12 @@ class Extractor:
 
     Args:
         plan: The plan.
-        root: The run folder.
+        uri: Where the run lies.
     """
 
-    def __init__(self, plan: Plan, root: Path) -> None:
-        self._plan, self._folder = plan, RunFolder(root)
+    def __init__(self, plan: Plan, uri: str) -> None:
         self._forward = Forward(plan)
-        self._sketcher = Sketcher(plan, self._folder)
-        self._activations = ActivationStore(self._folder.activations, plan)
-        self._sketches = SketchStore(self._folder.sketches, plan)
-        self._ledger = Ledger(self._folder, plan)
+        self._aim(plan, uri)
 
     def ready(self) -> int:
         """Loads the model, and returns the process id of the worker.
@@ -57,80 +82,144 @@ class Extractor:
         self._forward.fingerprint  # noqa: B018 - loads the model
         return os.getpid()
 
-    def settle_frame(self, law: LawName) -> None:
-        """Chooses and writes the frame of a law, unless there is one. It depends on the plan alone."""
-        path = self._folder.frame(law)
-        if not path.exists():
-            prompts = self._prompts["target" if law == "target" else "source"].unit(0)
-            write_frame(path, choose_frame(self._plan, law, self._forward, prompts))
+    def turn(self, plan: Plan, uri: str) -> None:
+        """Goes on with another run, whose model and numerics are the same: the model stays loaded."""
+        self._forward = self._forward.turned(plan)
+        self._aim(plan, uri)
 
-    def extract(self, unit: Unit) -> Receipt:
+    def _aim(self, plan: Plan, uri: str) -> None:
+        self._plan, self._storage = plan, storage_at(uri)
+        self._folder = RunFolder(self._storage)
+        self._sketcher = Sketcher(plan, self._storage)
+        self._activations = ActivationStore(self._storage, plan)
+        self._sketches = SketchStore(self._storage, plan)
+        self._ledger = Ledger(self._storage, plan)
+        self._snapshots: dict[SideName, Snapshot] = {}
+        self._pieces = Pieces(self._storage)
+
+    def settle_frame(self, law: LawName, treatment: Treatment = _PLAIN) -> None:
+        """Chooses and writes the frame of a law, unless there is one. It depends on the plan, and on masked prompts."""
+        unit = self._plan.unit(side_of(law), 0)
+        while not self._storage.exists(self._folder.frame(law)):
+            prompts = self._prompts(unit.side).unit(0)
+            on_batch = self._breadcrumbs(unit, treatment.attempt) if treatment.careful else None
+            try:
+                frame = choose_frame(self._plan, law, self._forward, prompts, treatment, on_batch)
+            except BatchMemoryError as exc:
+                treatment = _lighter(treatment, unit, exc)
+            else:
+                write_frame(self._storage, self._plan, law, frame)
+
+    def extract(self, unit: Unit, treatment: Treatment = _PLAIN) -> Receipt:
         """Stores one unit and commits its receipt.
 
         Safe to retry on any worker: the receipt is written last, under the unit's name, and a unit that already has
         one is not run again.
         """
-        return self._ledger.find(unit) or self._extract(unit)
+        return self._ledger.find(unit) or self._extract(unit, self._as_before(unit, treatment))
 
-    def _extract(self, unit: Unit) -> Receipt:
+    def probe(self, probe: Probe) -> None:
+        """Runs one micro-batch with some prompts alone. That it comes back is the answer."""
+        unit = probe.unit
+        self._forward.probe(self._prompts(unit.side).unit(unit.index), unit.start, probe)
+
+    def _as_before(self, unit: Unit, treatment: Treatment) -> Treatment:
+        """Returns a treatment with the pieces that a replay or a repair wrote down for the unit."""
+        return dataclasses.replace(treatment, splits=treatment.splits or self._pieces.known(unit))
+
+    def _extract(self, unit: Unit, treatment: Treatment) -> Receipt:
         begin = time.perf_counter()
-        prompts = self._prompts[unit.side].unit(unit.index)
-        tokens = self._sketcher.empty("tokens", self._forward.device) if self._plan.sketches("tokens", unit) else None
-        start = time.perf_counter()
-        packed, block = self._forward.run(prompts, unit.start, None if tokens is None else counting(tokens))
-        compute = time.perf_counter() - start
-        num_tokens, quarantined = self._judge(unit, packed, block)
-        outputs = tuple(self._write(unit, block, kept_rows(num_tokens, self._plan.rows_per_prompt), tokens))
+        ran = self._run(unit, self._prompts(unit.side).unit(unit.index), treatment)
+        num_tokens = np.array(ran.packed.num_tokens, np.int64)
+        num_tokens[[one.row - unit.start for one in ran.lost]] = 0
+        outputs = tuple(self._write(unit, ran, num_tokens))
         receipt = Receipt(
             plan=self._plan.fingerprint,
             model=self._forward.fingerprint,
             side=unit.side,
             unit=unit.index,
+            attempt=treatment.attempt,
+            origin="",
             num_prompts=unit.num_prompts,
-            num_tokens=num_tokens,
-            num_truncated=packed.num_truncated,
-            quarantined=quarantined,
+            tokens=packed_tokens(num_tokens),
+            num_truncated=ran.packed.num_truncated,
+            quarantined=ran.lost,
+            splits=_splits(ran),
             outputs=outputs,
             seconds=time.perf_counter() - begin,
-            compute_seconds=compute,
+            compute_seconds=ran.seconds,
             worker=os.getpid(),
             peak_memory=machine.peak_memory(),
         )
         return self._ledger.commit(unit, receipt)
 
-    def _write(
-        self, unit: Unit, block: Block, kept: NDArray[np.bool_], tokens: list[HistogramSketch] | None
-    ) -> Iterator[Output]:
+    def _run(self, unit: Unit, prompts: Sequence[str | None], treatment: Treatment) -> _Ran:
+        """Runs a unit until nothing more is to be masked or split; from its start each time, for sinks have counted."""
+        while True:
+            tokens = self._token_sketches(unit)
+            start = time.perf_counter()
+            try:
+                packed, block = self._forward.run(
+                    prompts,
+                    unit.start,
+                    None if tokens is None else counting(tokens),
+                    treatment,
+                    self._breadcrumbs(unit, treatment.attempt) if treatment.careful else None,
+                )
+            except BatchMemoryError as exc:
+                treatment = _lighter(treatment, unit, exc)
+                continue
+            lost = self._judge(unit, packed, block, treatment)
+            odd = tuple(one for one in lost if one not in treatment.masked and packed.num_tokens[one.row - unit.start])
+            if tokens is None or not odd:
+                return _Ran(packed, block, tokens, treatment, lost, time.perf_counter() - start)
+            treatment = dataclasses.replace(treatment, masked=(*treatment.masked, *odd))
+
+    def _token_sketches(self, unit: Unit) -> list[HistogramSketch] | None:
+        return self._sketcher.empty("tokens", self._forward.device) if self._plan.sketches("tokens", unit) else None
+
+    def _breadcrumbs(self, unit: Unit, attempt: int) -> BatchSink:
+        """Returns what notes each step before it is taken, for whoever asks once this worker is lost."""
+
+        def note(batch: int | None, rows: tuple[int, ...]) -> None:
+            crumb = Crumb(unit.side, unit.index, attempt, batch, rows, os.getpid())
+            self._storage.note(self._folder.crumb(unit), record.seal(crumb))
+
+        return note
+
+    def _write(self, unit: Unit, ran: _Ran, num_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[Output]:
         """Writes what a unit leaves, and yields what the receipt says of each file."""
-        if self._plan.keeps_activations:
-            yield self._output("activations", self._activations.write(unit, block))
+        if self._plan.kept(unit.side) != "none":
+            data = self._activations.encode(unit, ran.block)
+            yield self._ledger.publish(unit, "activations", self._activations.shard(unit), data)
         for law in LAWS:
             if self._plan.sketches(law, unit):
-                sketches = tokens if law == "tokens" else self._sketcher.pooled(law, block, kept)
+                kept = kept_rows(num_tokens, self._plan.rows_per_prompt)
+                sketches = ran.tokens if law == "tokens" else self._sketcher.pooled(law, ran.block, kept)
                 assert sketches is not None, "the tokens were sketched"
-                yield self._output(law, self._sketches.write(law, unit, self._sketcher.words(law, sketches)))
+                data = self._sketches.encode(law, unit.index, self._sketcher.words(law, sketches))
+                yield self._ledger.publish(unit, law, self._sketches.shard(law, unit.index), data)
 
-    def _output(self, kind: OutputKind, path: Path) -> Output:
-        return Output(kind, path.relative_to(self._folder.root).as_posix(), *measure(path))
+    def _prompts(self, side: SideName) -> Snapshot:
+        if side not in self._snapshots:
+            self._snapshots[side] = Snapshot.open(self._storage, self._folder.prompts(side))
+        return self._snapshots[side]
 
-    @cached_property
-    def _prompts(self) -> dict[SideName, Snapshot]:
-        return {name: Snapshot.open(self._folder.prompts(name)) for name in SIDES}
-
-    def _judge(self, unit: Unit, packed: Packed, block: Block) -> tuple[tuple[int, ...], tuple[Quarantined, ...]]:
-        """Quarantines the prompts that have no tokens, or whose activations are not finite."""
-        per_prompt = self._plan.rows_per_prompt
-        num_tokens, quarantined = list(packed.num_tokens), []
-        for row, count in enumerate(num_tokens):
-            reason = (
-                EMPTY
-                if count == 0
-                else self._unfinite(block[row * per_prompt : row * per_prompt + min(count, per_prompt)])
-            )
-            if reason:
-                quarantined.append(Quarantined(unit.start + row, reason))
-                num_tokens[row] = 0
-        return tuple(num_tokens), tuple(quarantined)
+    def _judge(self, unit: Unit, packed: Packed, block: Block, treatment: Treatment) -> tuple[Quarantined, ...]:
+        """Returns the prompts that do not count: masked ones, those without tokens, those that are not finite."""
+        masked = {one.row: one for one in treatment.masked}
+        removed = self._prompts(unit.side).removed(unit.index)
+        per_prompt, lost = self._plan.rows_per_prompt, []
+        for row, count in enumerate(packed.num_tokens):
+            if row in removed:
+                continue
+            if unit.start + row in masked:
+                lost.append(masked[unit.start + row])
+            elif count == 0:
+                lost.append(Quarantined(unit.start + row, EMPTY))
+            elif reason := self._unfinite(block[row * per_prompt : row * per_prompt + min(count, per_prompt)]):
+                lost.append(Quarantined(unit.start + row, reason))
+        return tuple(lost)
 
     def _unfinite(self, samples: Block) -> str | None:
         finite = np.isfinite(samples).all(axis=0)
@@ -139,3 +228,21 @@ class Extractor:
         column = int(np.argmin(finite))
         site = next(name for name, part in self._plan.columns.items() if part.start <= column < part.stop)
         return f"non-finite activation at {site}"
+
+
+def _lighter(treatment: Treatment, unit: Unit, failure: BatchMemoryError) -> Treatment:
+    """Returns a treatment that needs less memory: the micro-batch in twice as many pieces, or its one prompt masked."""
+    if len(failure.rows) == 1:
+        lost = Quarantined(unit.start + failure.rows[0], TOO_LARGE)
+        return dataclasses.replace(treatment, masked=(*treatment.masked, lost))
+    parts = {split.batch: split.parts for split in treatment.splits}
+    parts[failure.batch] = 2 * max(treatment.parts, parts.get(failure.batch, 1))
+    splits = tuple(Split(batch, count) for batch, count in sorted(parts.items()))
+    return dataclasses.replace(treatment, splits=splits)
+
+
+def _splits(ran: _Ran) -> tuple[Split, ...]:
+    """Returns the micro-batches that ran in pieces."""
+    parts = {split.batch: split.parts for split in ran.treatment.splits}
+    counts = (max(ran.treatment.parts, parts.get(batch, 1)) for batch in range(len(ran.packed.batches)))
+    return tuple(Split(batch, count) for batch, count in enumerate(counts) if count > 1)

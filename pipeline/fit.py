@@ -14,9 +14,9 @@ from act.transport import fit as fit_map
 from pipeline import machine
 from pipeline.errors import NothingLeftError
 from pipeline.laws import Laws
+from pipeline.tally import SideTally, Tally
 from schemas.card import FORMAT_VERSION, Card, SideCard, SiteCard
 from schemas.plan import SIDES, Plan, SideName
-from schemas.receipt import Receipt
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 def fit(
     plan: Plan,
     laws: Laws,
-    receipts: Sequence[Receipt],
+    tally: Tally,
     on_site: Callable[[], None] = lambda: None,
 ) -> Steer:
     """Returns the steer of a run whose units are all done. A site a core is in memory.
@@ -32,14 +32,14 @@ def fit(
     Args:
         plan: The plan.
         laws: Its laws.
-        receipts: The receipts of all units.
+        tally: What the receipts of all units say together.
         on_site: Called after each site.
 
     Raises:
         NothingLeftError: Every prompt of a side is quarantined.
         DamagedRunError: A store does not hold what the receipts say.
     """
-    sides = tuple(_side_card(plan, name, [one for one in receipts if one.side == name]) for name in SIDES)
+    sides = tuple(_side_card(plan, name, tally.sides[name]) for name in SIDES)
     transport = read_transport(plan)
     chosen = _chosen(plan, laws, transport.select)
     maps: dict[str, AbstractMap] = {}
@@ -63,7 +63,7 @@ def fit(
         maps[site.hookpoint] = fitted
         lines.append(line)
         on_site()
-    return Steer(_card(plan, transport, lines, sides, receipts[0].model), maps)
+    return Steer(_card(plan, transport, lines, sides, tally.model), maps)
 
 
 def over_sites(num_sites: int, work: Callable[[int], Result]) -> Iterator[Result]:
@@ -127,7 +127,7 @@ def _card(plan: Plan, transport: Transport, lines: Sequence[SiteCard], sides: Se
         support=describe(transport.where),
         threshold=transport.threshold,
         select=str(transport.select or ""),
-        law=plan.law.kind,
+        law=_law(plan),
         pooling=plan.spec["pooling"],
         template=plan.spec["template"],
         estimation=plan.spec["estimation"],
@@ -144,16 +144,22 @@ def _card(plan: Plan, transport: Transport, lines: Sequence[SiteCard], sides: Se
     )
 
 
-def _side_card(plan: Plan, name: SideName, receipts: Sequence[Receipt]) -> SideCard:
+def _law(plan: Plan) -> str:
+    source, target = (plan.law[name].kind for name in SIDES)
+    return source if source == target else f"source {source}, target {target}"
+
+
+def _side_card(plan: Plan, name: SideName, tally: SideTally) -> SideCard:
     side = plan.side(name)
-    num_samples = sum(receipt.num_samples(plan.rows_per_prompt) for receipt in receipts)
-    if num_samples == 0:
-        reasons = [f"{name} row {lost.row} ({lost.reason})" for receipt in receipts for lost in receipt.quarantined]
-        raise NothingLeftError(side.num_prompts, 0, reasons[:3])
+    if tally.num_samples == 0:
+        raise NothingLeftError(side.num_prompts, 0, [f"{name} row {one.row} ({one.reason})" for one in tally.lost[:3]])
     return SideCard(
         num_prompts=side.num_prompts,
-        num_samples=num_samples,
-        num_quarantined=sum(len(receipt.quarantined) for receipt in receipts),
-        num_truncated=sum(receipt.num_truncated for receipt in receipts),
+        num_removed=side.num_removed,
+        num_samples=tally.num_samples,
+        num_quarantined=tally.num_lost,
+        num_truncated=tally.num_truncated,
         fingerprint=side.fingerprint,
+        quarantined=tuple(sorted(tally.lost, key=lambda one: one.row)),
+        splits=tuple(sorted(tally.splits, key=lambda one: (one.unit, one.batch))),
     )

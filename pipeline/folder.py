@@ -1,10 +1,34 @@
-"""The run folder: where each thing of a run lies."""
+"""The run folder: under which key each thing of a run lies in its storage."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
+from pipeline.storage import AbstractStorage
 from schemas.plan import LawName, SideName, Unit
+
+#: The plan: a run exists when this file does.
+PLAN = "plan.json"
+
+#: The spec, byte for byte as it was given, and its checksum as ``sha256sum`` writes it.
+SPEC, SPEC_CHECKSUM = "spec.yaml", "spec.yaml.sha256"
+
+#: The Zarr arrays of pooled activations, and of sketches.
+ACTIVATIONS, SKETCHES = "activations.zarr", "sketches.zarr"
+
+#: The artifacts, each named by its content, and the file that says which one counts.
+STEERS, CURRENT = "steers", "CURRENT"
+
+#: What a person opens: a link to the artifact that counts. A folder on a disk has it.
+STEER = "steer"
+
+#: How long each stage took, and on how many workers.
+TIMINGS = "timings.json"
+
+#: The report for a person, and its checksum.
+REPORT, REPORT_CHECKSUM = "report.html", "report.html.sha256"
+
+#: Folders of files that come and go.
+LEASE, CRUMBS, RUNNING = "lease", "crumbs", "running"
 
 
 @final
@@ -13,69 +37,48 @@ class RunFolder:
     """The places of a run.
 
     Args:
-        root: The folder that ``--run`` names.
+        storage: Where the run lies.
     """
 
-    root: Path
+    storage: AbstractStorage
 
     @property
-    def lock(self) -> Path:
-        """Locked by the driver while it works."""
-        return self.root / ".lock"
+    def uri(self) -> str:
+        """What a person calls the run."""
+        return self.storage.uri
 
-    @property
-    def spec(self) -> Path:
-        """The spec, byte for byte as it was given."""
-        return self.root / "spec.yaml"
-
-    @property
-    def plan(self) -> Path:
-        """The plan: a run exists when this file does."""
-        return self.root / "plan.json"
-
-    @property
-    def activations(self) -> Path:
-        """The Zarr store of pooled activations."""
-        return self.root / "activations.zarr"
-
-    @property
-    def sketches(self) -> Path:
-        """The Zarr store of sketches and finished laws."""
-        return self.root / "sketches.zarr"
-
-    @property
-    def running(self) -> Path:
-        """What each reducer last said of its running laws, a file each."""
-        return self.root / "running"
-
-    @property
-    def steer(self) -> Path:
-        """The artifact."""
-        return self.root / "steer"
-
-    @property
-    def timings(self) -> Path:
-        """How long each stage took, and on how many workers."""
-        return self.root / "timings.json"
-
-    @property
-    def report(self) -> Path:
-        """The report for a person."""
-        return self.root / "report.html"
-
-    def prompts(self, side: SideName) -> Path:
+    def prompts(self, side: SideName) -> str:
         """The canonical copy of one side's prompts, a row group a unit."""
-        return self.root / "prompts" / f"{side}.parquet"
+        return f"prompts/{side}.parquet"
 
-    def frame(self, law: LawName) -> Path:
+    def frame(self, law: LawName) -> str:
         """The frame in which the samples of a law are counted."""
-        return self.root / "frames" / f"{law}.safetensors"
+        return f"frames/{law}.json"
 
-    def receipt(self, unit: Unit) -> Path:
+    def receipts(self, side: SideName) -> str:
+        """The folder of a side's receipts."""
+        return f"receipts/{side}"
+
+    def receipt(self, unit: Unit) -> str:
         """The receipt of a unit."""
-        return self.root / "receipts" / unit.side / f"{unit.index:08d}.json"
+        return f"{self.receipts(unit.side)}/{unit.index:08d}.json"
 
-    def make(self) -> None:
-        """Makes the folders that files are written into."""
-        for part in ("prompts", "frames", "running", "receipts/source", "receipts/target"):
-            (self.root / part).mkdir(parents=True, exist_ok=True)
+    def quarantine(self, unit: Unit) -> str:
+        """The prompts of a unit that cost a worker its life."""
+        return f"quarantine/{unit.side}/{unit.index:08d}.json"
+
+    def crumb(self, unit: Unit) -> str:
+        """What a worker is about to do with a unit."""
+        return f"{CRUMBS}/{unit.side}/{unit.index:08d}.json"
+
+    def folds(self, law: LawName) -> str:
+        """The folder of the merged sketches of a law."""
+        return f"folds/{law}"
+
+    def running(self, reducer: int) -> str:
+        """What a reducer last said of its running laws."""
+        return f"{RUNNING}/{reducer:05d}.json"
+
+    def steer(self, name: str) -> str:
+        """The folder of an artifact."""
+        return f"{STEERS}/{name}"

@@ -17,15 +17,23 @@ from pipeline.errors import (
     RunNotFoundError,
     SampleCountError,
 )
-from pipeline.folder import RunFolder
+from pipeline.folder import LEASE, PLAN, RunFolder
+from pipeline.ledger import REPAIR
 from pipeline.models import AbstractCheckpoint, PackingRule, open_checkpoint
-from pipeline.prompts import fingerprint
-from pipeline.reduce import num_reducers, shares
+from pipeline.prompts import Snapshot, fingerprint
+from pipeline.reduce import WRITE_EVERY, shares
 from pipeline.sketch.arrays import MAX_SAMPLES
+from pipeline.storage import AbstractStorage, storage_at
 from pipeline.store.sketches import words_per_neuron
-from schemas import files, record
+from schemas import record
 from schemas.job import Job
-from schemas.plan import EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan, whole_chunks
+from schemas.plan import EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan, SideFacts, SideName, whole_chunks
+
+#: Share of the prompts whose activations the policy ``sample`` keeps, and what compression leaves of the others.
+SAMPLE_SHARE = 0.012
+
+#: Units that wait or run at a worker.
+WINDOW = 2
 
 #: Bytes of a neuron's sketch on disk. A Gaussian law of a million samples takes fewer, a unit much fewer.
 SKETCH_BYTES = 350
@@ -45,13 +53,16 @@ def packing_rule(spec: Mapping[str, Any]) -> PackingRule:
     return PackingRule(spec["template"], compute["max_tokens"], compute["batch_tokens"])
 
 
-def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoint]:
+def make_plan(
+    job: Job, base: Path, cache: Path, opened: AbstractCheckpoint | None = None
+) -> tuple[Plan, AbstractCheckpoint]:
     """Returns the plan of a job and its model on disk. Writes nothing.
 
     Args:
         job: The job as written.
         base: Folder against which its relative paths are resolved.
         cache: Folder for converted checkpoints.
+        opened: The model on disk, if it is open already; its files are then not hashed again.
 
     Raises:
         InputError: The job names something that is not there, or that does not fit this machine.
@@ -61,10 +72,13 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
     device = machine.pick_device(job.compute.device)
     if job.compute.workers and device.startswith("cuda:"):
         raise DeviceError(device)
-    source, target = fingerprint(located.source), fingerprint(located.target)
-    if job.transport.method == "actadd" and (source.num_prompts != target.num_prompts or job.pooling == "all"):
-        raise PairsPlanError(source.num_prompts, target.num_prompts)
-    checkpoint = open_checkpoint(located.model, cache)
+    source, target = (_side(located, name) for name in SIDES)
+    removed = source.num_removed or target.num_removed
+    if job.transport.method == "actadd" and (
+        source.num_prompts != target.num_prompts or removed or job.pooling == "all"
+    ):
+        raise PairsPlanError(source.num_prompts - source.num_removed, target.num_prompts - target.num_removed)
+    checkpoint = opened or open_checkpoint(located.model, cache)
     spec = job.model_dump(mode="json")
     survey = checkpoint.survey(job.hookpoints, packing_rule(spec), device)
     rows_per_prompt = job.compute.max_tokens if job.pooling == "all" else 1
@@ -79,7 +93,10 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
         source=source,
         target=target,
         rows_per_prompt=rows_per_prompt,
-        law=_law(job, max(source.num_prompts, target.num_prompts) * rows_per_prompt),
+        law={
+            "source": _law(job, source.num_prompts * rows_per_prompt),
+            "target": _law(job, target.num_prompts * rows_per_prompt),
+        },
         memory=Memory(0, 0, 0, 0, 0, 0),
         disk=0,
         sketch_disk=0,
@@ -89,14 +106,34 @@ def make_plan(job: Job, base: Path, cache: Path) -> tuple[Plan, AbstractCheckpoi
         plan,
         memory=_memory(plan, survey.forward_bytes, available),
         disk=_disk(plan),
-        sketch_disk=sum(plan.sketches(law, unit) for law in LAWS for unit in plan.units()) * plan.width * SKETCH_BYTES,
+        sketch_disk=_sketch_disk(plan),
     )
     _check_budget(plan, job, device)
     return plan, checkpoint
 
 
+def _side(located: Job, name: SideName) -> SideFacts:
+    """Returns what a side selects; with an earlier run, its prompts keep their places there."""
+    side = located.source if name == "source" else located.target
+    return fingerprint(side, earlier_prompts(located, name))
+
+
+def earlier_prompts(located: Job, name: SideName) -> Snapshot | None:
+    """Returns the prompts of the run that a job extends, if it does.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        DamagedRunError: Its prompts cannot be read.
+    """
+    if located.extends is None:
+        return None
+    storage = storage_at(located.extends)
+    read_plan(storage)
+    return Snapshot.open(storage, RunFolder(storage).prompts(name))
+
+
 def _law(job: Job, num_samples: int) -> Law:
-    """Returns how samples become laws: values are kept while both sides are small, unless the spec says otherwise.
+    """Returns how samples become a law: values are kept while the side is small, unless the spec says otherwise.
 
     Raises:
         SampleCountError: A sketch would have to count more than its counters hold.
@@ -107,67 +144,84 @@ def _law(job: Job, num_samples: int) -> Law:
         kind = "exact" if kept else "sketch"
     if kind == "sketch" and num_samples > MAX_SAMPLES:
         raise SampleCountError(num_samples, MAX_SAMPLES)
-    return Law(kind, job.law.precision)
+    return Law(kind, job.law.precision, job.law.misfits)
 
 
 def _memory(plan: Plan, forward: int, available: int) -> Memory:
     block = _largest_unit(plan) * plan.rows_per_prompt * plan.width * _WORD
-    pooled, tokens = (words_per_neuron(plan.precision(law)) * _WORD for law in ("source", "tokens"))
-    written = max(pooled if plan.law.kind == "sketch" else 0, tokens)
-    owned = max(sum(plan.sites[n].width for n in share) for share in shares(plan.sites, num_reducers(plan)))
+    pooled = max(words_per_neuron(plan.precision(side)) for side in SIDES) * _WORD
+    tokens = words_per_neuron(plan.precision("tokens")) * _WORD
+    written = max(pooled if plan.sketched else 0, tokens)
+    owned = max(sum(plan.sites[n].width for n in share) for share in shares(plan))
     widest = max(site.width for site in plan.sites)
-    reducer = owned * (2 * pooled + tokens) + widest * pooled if plan.law.kind == "sketch" else 0
+    reducer = owned * (2 * pooled + tokens) + widest * pooled if plan.sketched else 0
     return Memory(plan.model.weight_bytes, forward, block, plan.width * (tokens + written), reducer, available)
 
 
-def check_free(folder: RunFolder, plan: Plan) -> None:
-    """Checks that a folder is missing, empty, or a run of the same plan.
+def check_free(storage: AbstractStorage, plan: Plan) -> None:
+    """Checks that a place is missing, empty, or a run of the same plan.
 
     Raises:
         OtherPlanError: It holds a run of another plan, or other things; names what differs.
     """
-    if folder.plan.exists():
-        _check_same(folder, plan)
-    elif folder.root.is_dir():
-        for name in sorted(path.name for path in folder.root.iterdir() if not path.name.startswith(".")):
-            raise OtherPlanError(str(folder.root), f"it holds {name} but no plan.json")
+    if storage.exists(PLAN):
+        _check_same(storage, plan)
+        return
+    for name in storage.names():
+        if name != LEASE and not name.startswith("."):
+            raise OtherPlanError(storage.uri, f"it holds {name} but no {PLAN}")
 
 
-def settle(plan: Plan, folder: RunFolder) -> None:
+def as_begun(plan: Plan, storage: AbstractStorage) -> Plan:
+    """Returns the plan with as many reducers as the run began with: what they merged goes by their shares."""
+    if not storage.exists(PLAN):
+        return plan
+    compute = plan.spec["compute"] | {"reducers": read_plan(storage).spec["compute"]["reducers"]}
+    return dataclasses.replace(plan, spec={**plan.spec, "compute": compute})
+
+
+def settle(plan: Plan, storage: AbstractStorage) -> None:
     """Writes the plan of a new run; a run that exists keeps its own, which must be the same.
 
     Raises:
-        OtherPlanError: The folder holds a run of another plan; names what differs.
+        OtherPlanError: There is a run of another plan; names what differs.
     """
-    if not files.publish_first(folder.plan, record.dump(plan)):
-        _check_same(folder, plan)
+    if not storage.create(PLAN, record.seal(plan)):
+        _check_same(storage, plan)
 
 
-def _check_same(folder: RunFolder, plan: Plan) -> None:
-    earlier = read_plan(folder)
+def _check_same(storage: AbstractStorage, plan: Plan) -> None:
+    earlier = read_plan(storage)
     if earlier.fingerprint != plan.fingerprint:
-        raise OtherPlanError(str(folder.root), difference(earlier, plan))
+        raise OtherPlanError(storage.uri, difference(earlier, plan))
 
 
-def read_plan(folder: RunFolder) -> Plan:
+def read_plan(storage: AbstractStorage) -> Plan:
     """Returns the plan of a run.
 
     Raises:
-        RunNotFoundError: The folder holds no run.
+        RunNotFoundError: There is no run.
         DamagedRunError: Its plan cannot be read.
     """
     try:
-        return record.load(Plan, folder.plan.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise RunNotFoundError(str(folder.root)) from exc
+        return record.unseal(Plan, storage.read(PLAN))
+    except FileNotFoundError as exc:
+        raise RunNotFoundError(storage.uri) from exc
     except record.RecordError as exc:
-        raise DamagedRunError(str(folder.plan), str(exc)) from exc
+        raise DamagedRunError(storage.place(PLAN), str(exc), REPAIR) from exc
 
 
 def difference(earlier: Plan, now: Plan) -> str:
     """Returns the first thing in which two plans compute different numbers, in words."""
-    before, after = _flat(earlier.identity), _flat(now.identity)
+    return first_difference(earlier.identity, now.identity)
+
+
+def first_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns the first thing in which two trees of facts differ, in words."""
+    before, after = _flat(dict(earlier)), _flat(dict(now))
     for name in [*before, *after]:
+        if before.get(name) != after.get(name) and name == "sites":
+            return "its hookpoints are others"
         if before.get(name) != after.get(name):
             return f"{name} was {_short(before.get(name))} and is {_short(after.get(name))}"
     return "nothing differs"
@@ -194,25 +248,36 @@ def _largest_unit(plan: Plan) -> int:
 
 def _disk(plan: Plan) -> int:
     """Bytes of all shards: a shard has full height and its width is rounded up to whole chunks."""
-    if not plan.keeps_activations:
-        return 0
-    rows = 0
+    total = 0
     for name in SIDES:
         size = min(plan.unit_size, plan.side(name).num_prompts)
-        rows += size * -(-plan.side(name).num_prompts // size)
-    return rows * plan.rows_per_prompt * whole_chunks(plan.width) * _WORD
+        rows = size * plan.num_units(name)
+        share = {"all": 1.0, "sample": SAMPLE_SHARE, "none": 0.0}[plan.kept(name)]
+        total += int(rows * plan.rows_per_prompt * whole_chunks(plan.width) * _WORD * share)
+    return total
+
+
+def _sketch_disk(plan: Plan) -> int:
+    """About the bytes of sketches that lie there at once: those of all units, or of those that wait to be merged."""
+    counts = [plan.sketched_units(law) for law in LAWS]
+    if plan.compacts:
+        at_once = WRITE_EVERY + 2 * max(1, plan.spec["compute"]["workers"]) * WINDOW
+        counts = [min(count, at_once) for count in counts]
+    folds = 2 * sum(count > 0 for count in counts)
+    return (sum(counts) + folds) * plan.width * SKETCH_BYTES
 
 
 def _check_budget(plan: Plan, job: Job, device: str) -> None:
     memory, workers = plan.memory, max(job.compute.workers, 1)
-    reducers = memory.reducer * num_reducers(plan)
+    reducers = memory.reducer * len(shares(plan))
     beside = reducers // workers if device == "cpu" else 0
     if memory.worker + beside > memory.available:
         raise MemoryPlanError(memory)
     if device != "cpu" and reducers > machine.memory_per_worker("cpu", 1):
         raise MemoryPlanError(memory)
-    if plan.law.kind == "exact":
-        num_samples = max(plan.source.num_prompts, plan.target.num_prompts) * plan.rows_per_prompt
+    exact = [plan.side(name).num_prompts for name in SIDES if plan.law[name].kind == "exact"]
+    if exact:
+        num_samples = max(exact) * plan.rows_per_prompt
         at_once = min(SITES_AT_ONCE, machine.num_cores(), len(plan.sites))
         needed = at_once * _COPIES * num_samples * max(site.width for site in plan.sites) * _WORD
         host = machine.memory_per_worker("cpu", 1)

@@ -2,23 +2,23 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import final
 
-import numpy as np
 import torch
 
 from act.marginal import Marginal
 from pipeline.errors import DamagedRunError
-from pipeline.folder import RunFolder
-from pipeline.sketch import Grid, HistogramSketch
-from pipeline.sketch.errors import OtherFrameError, SketchWordsError
-from pipeline.store import ActivationStore, SketchStore
-from pipeline.store.sketches import Words
-from schemas import files, record
-from schemas.plan import LAWS, SIDES, LawName, Plan, Site
+from pipeline.folder import RUNNING, RunFolder
+from pipeline.folds import Folds, contents_of, fold_into, foldable
+from pipeline.ledger import Ledger
+from pipeline.sketch import HistogramSketch
+from pipeline.storage import AbstractStorage, storage_at
+from pipeline.store import ActivationStore
+from schemas import record
+from schemas.fold import Fold, UnitSet
+from schemas.plan import LAWS, SIDES, LawName, Plan, SideName
 from schemas.receipt import Receipt
 from schemas.running import PROBS, Running, RunningSite
 
@@ -28,93 +28,147 @@ WATCHED = 256
 #: Seconds after which running laws are told again. They are also told when the number of units has doubled.
 TELL_EVERY = 30.0
 
+#: Units that are folded before a reducer writes its folds while the run goes on, so that their sketches may go.
+WRITE_EVERY = 64
+
 
 @final
 class Reducer:
-    """Owns hookpoints: folds the units' sketches of these, and of these alone, as receipts land.
+    """Owns neighbouring hookpoints: folds the units' sketches of these, and of these alone, as receipts land.
 
     A plain class: only `pipeline.cluster` makes it an actor. Folding is integer addition, so neither the order of the
-    units nor the number of reducers changes a bit; a unit that was folded already is left out.
+    units nor the number of reducers changes a bit; a unit that was folded already is left out. One that takes the
+    place of a reducer that died begins with what that one had written.
 
     Args:
         plan: The plan.
-        root: The run folder.
+        uri: Where the run lies.
         owned: Places in `plan.sites` of the hookpoints that it owns.
     """
 
-    def __init__(self, plan: Plan, root: Path, owned: Sequence[int]) -> None:
-        self._plan, self._folder, self._owned = plan, RunFolder(root), tuple(owned)
-        self._store = SketchStore(self._folder.sketches, plan)
-        self._laws: dict[tuple[LawName, int], HistogramSketch] = {}
-        self._folded: set[tuple[LawName, int, int]] = set()
+    def __init__(self, plan: Plan, uri: str, owned: range) -> None:
+        self._plan, self._storage, self._owned = plan, storage_at(uri), owned
+        self._folds, self._ledger = Folds(self._storage, plan), Ledger(self._storage, plan)
+        self._laws: dict[LawName, list[HistogramSketch]] = {}
+        self._contents = dict.fromkeys(LAWS, UnitSet())
+        self._written = dict.fromkeys(LAWS, UnitSet())
+        self._waiting = dict.fromkeys(LAWS, UnitSet())
         self._watch = _Watch()
         self._told_units, self._told_at = 0, time.monotonic()
+        self._resume()
 
     def fold(self, receipt: Receipt) -> None:
-        """Adds a unit to the running laws.
+        """Adds a unit to the running laws, if it may be in a fold.
 
         Raises:
-            DamagedRunError: A chunk's checksum does not match.
+            DamagedRunError: A file is not what its receipt speaks of.
         """
-        laws = [law for law in LAWS if receipt.output(law) is not None]
-        for law, number in itertools.product(laws, self._owned):
-            # Site by site: a read that fails half-way leaves the sites before it folded, and they are so once.
-            if (law, receipt.unit, number) not in self._folded:
-                part = read_unit(self._plan, self._store, law, receipt.unit, number)
-                self._laws[law, number] = fold_into(self._laws.get((law, number)), part)
-                self._folded.add((law, receipt.unit, number))
+        for law in LAWS:
+            output = receipt.output(law)
+            if output is None or receipt.unit in self._contents[law] or not foldable(self._plan, law, receipt.unit):
+                continue
+            if receipt.unit in self._waiting[law]:
+                continue
+            parts = self._folds.unit(receipt, law, self._owned)
+            before = self._laws.get(law)
+            self._laws[law] = (
+                parts if before is None else [fold_into(*pair) for pair in zip(before, parts, strict=True)]
+            )
+            self._contents[law] = self._contents[law].with_unit(receipt.unit, output)
+        if self._plan.compacts and self._unwritten >= WRITE_EVERY:
+            self.write()
         if self._units >= 2 * self._told_units or time.monotonic() - self._told_at >= TELL_EVERY:
             self.tell()
 
-    def finish(self, receipts: Iterable[Receipt]) -> None:
+    def finish(self) -> None:
         """Adds the units that are still missing, and writes the laws of its hookpoints.
 
         Raises:
-            DamagedRunError: A chunk's checksum does not match.
-            StoreError: The disk refuses.
+            DamagedRunError: A file is not what its receipt speaks of.
+            StoreError: The storage refuses.
         """
-        for receipt in receipts:
+        if any(self._waiting[law] != UnitSet() for law in LAWS):
+            self._resume()
+        self._waiting = dict.fromkeys(LAWS, UnitSet())
+        for receipt in self._ledger.receipts():
             self.fold(receipt)
-        for (law, number), sketch in self._laws.items():
-            self._store.write_law(law, number, sketch.to_words().numpy())
+        self.write()
         self.tell()
+
+    def write(self) -> None:
+        """Writes the running laws as folds, in place of those that it wrote before."""
+        for law, sketches in self._laws.items():
+            if self._written[law] != self._contents[law]:
+                num_samples = sketches[0].num_samples
+                written = self._folds.write(law, self._owned.start, self._contents[law], sketches, num_samples)
+                self._written[law] = self._contents[law]
+                for fold in self._folds.of(law):
+                    if _within(fold, written):
+                        self._folds.drop(fold)
 
     def tell(self) -> None:
         """Writes how the running laws stand, for `status`."""
-        names = [self._plan.sites[number].hookpoint for number in self._owned]
         sites = tuple(
-            self._watch.look(name, law, watched(self._laws[law, number]))
-            for number, name in zip(self._owned, names, strict=True)
+            self._watch.look(self._plan.sites[number].hookpoint, law, watched(self._laws[law][place]))
+            for place, number in enumerate(self._owned)
             for law in LAWS
-            if (law, number) in self._laws and self._laws[law, number].num_samples
+            if law in self._laws and self._laws[law][place].num_samples
         )
         running = Running(self._plan.fingerprint, self._units, sites)
-        files.publish(self._folder.running / f"{self._owned[0]:05d}.json", record.dump(running))
+        self._storage.note(RunFolder(self._storage).running(self._owned.start), record.seal(running))
         self._told_units, self._told_at = self._units, time.monotonic()
+
+    def _resume(self) -> None:
+        """Begins with the folds that there are, if they are of the very sketches that receipts speak of.
+
+        A fold may have a unit whose receipt is gone, and the only sketches of the others. They wait until the unit has
+        run again: its bits are the same, and the fold is good again.
+        """
+        for law in LAWS:
+            found = self._folds.covering(law, self._owned)
+            if found is None or found[0].num_units <= self._contents[law].num_units:
+                continue
+            if contents_of(self._ledger, law, found[0]) == found[0]:
+                with suppress(DamagedRunError):
+                    self._laws[law] = self._folds.load(found[1], self._owned)
+                    self._contents[law] = found[0]
+            elif self._plan.compacts:
+                self._waiting[law] = found[0]
 
     @property
     def _units(self) -> int:
-        return len(self._folded) // len(self._owned)
+        return sum(contents.num_units for contents in self._contents.values())
+
+    @property
+    def _unwritten(self) -> int:
+        """Units that are folded and in no written fold."""
+        return self._units - sum(contents.num_units for contents in self._written.values())
 
 
-def running(folder: RunFolder, plan: Plan, receipts: Sequence[Receipt]) -> tuple[RunningSite, ...]:
+def _within(fold: Fold, other: Fold) -> bool:
+    """Whether all that a fold has, another has too, and more."""
+    units, more = UnitSet.of(fold).units, UnitSet.of(other).units
+    return fold != other and other.first <= fold.first and fold.stop <= other.stop and units & ~more == 0
+
+
+def running(storage: AbstractStorage, plan: Plan) -> tuple[RunningSite, ...]:
     """Returns the running laws of a run, site by site: what its reducers told last, or what exact laws hold so far.
 
     Args:
-        folder: The run.
+        storage: Where the run lies.
         plan: Its plan.
-        receipts: The receipts of the units that are done.
     """
-    if plan.law.kind == "exact":
-        return tuple(_exact(folder, plan, receipts))
     told: dict[tuple[str, LawName], RunningSite] = {}
-    for path in sorted(folder.running.glob("*.json")):
-        with suppress(record.RecordError):  # it serves no other purpose, and its reducer will write it again
-            for site in _said(plan, record.load(Running, path.read_bytes())):
+    for key in storage.keys(RUNNING):
+        with suppress(record.RecordError, FileNotFoundError):  # its reducer will write it again
+            for site in _said(plan, record.unseal(Running, storage.read(key))):
                 before = told.get((site.hookpoint, site.law))
                 # An earlier start may have had other reducers: what counts is who has seen most.
                 if before is None or site.num_samples >= before.num_samples:
                     told[site.hookpoint, site.law] = site
+    for side in SIDES:
+        if plan.law[side].kind == "exact":
+            told |= {(site.hookpoint, side): site for site in _exact(storage, plan, side)}
     order = [(site.hookpoint, law) for site in plan.sites for law in LAWS]
     return tuple(told[key] for key in order if key in told)
 
@@ -123,70 +177,25 @@ def _said(plan: Plan, said: Running) -> tuple[RunningSite, ...]:
     return said.sites if said.plan == plan.fingerprint else ()
 
 
-def _exact(folder: RunFolder, plan: Plan, receipts: Sequence[Receipt]) -> Iterator[RunningSite]:
-    store, watch = ActivationStore(folder.activations, plan), _Watch()
-    for site in plan.sites:
-        columns = plan.columns[site.hookpoint]
-        for side in SIDES:
-            done = [one for one in receipts if one.side == side]
-            samples = store.samples(side, columns, done) if done else np.empty((0, site.width), np.float32)
-            if len(samples):
-                every = slice(0, None, max(1, site.width // WATCHED))
-                yield watch.look(site.hookpoint, side, Marginal.from_samples(torch.from_numpy(samples[:, every])))
+def _exact(storage: AbstractStorage, plan: Plan, side: SideName) -> Iterator[RunningSite]:
+    store, watch = ActivationStore(storage, plan), _Watch()
+    done = list(Ledger(storage, plan).receipts(side))
+    for site in plan.sites if done else ():
+        samples = store.samples(side, plan.columns[site.hookpoint], done)
+        if len(samples):
+            every = slice(0, None, max(1, site.width // WATCHED))
+            yield watch.look(site.hookpoint, side, Marginal.from_samples(torch.from_numpy(samples[:, every])))
 
 
-def read_unit(plan: Plan, store: SketchStore, law: LawName, unit: int, site: int) -> HistogramSketch:
-    """Returns a unit's sketch of one site for a law.
-
-    Raises:
-        DamagedRunError: A chunk's checksum does not match.
-    """
-    words = store.read(law, unit, plan.columns[plan.sites[site].hookpoint])
-    return as_sketch(plan, law, words, store.shard(law, unit), store.redo(law, unit))
-
-
-def as_sketch(plan: Plan, law: LawName, words: Words, path: Path, remedy: str) -> HistogramSketch:
-    """Returns the sketch that stored words are.
-
-    Raises:
-        DamagedRunError: They are none.
-    """
-    try:
-        return HistogramSketch.from_words(torch.from_numpy(words), Grid(plan.precision(law)))
-    except SketchWordsError as exc:
-        raise DamagedRunError(str(path), str(exc), remedy) from exc
-
-
-def fold_into(running: HistogramSketch | None, part: HistogramSketch) -> HistogramSketch:
-    """Returns a running law with a unit added, in place; the unit itself where there is no law yet.
-
-    Raises:
-        DamagedRunError: The unit was counted in another frame.
-    """
-    if running is None:
-        return part
-    try:
-        running.fold(part)
-    except OtherFrameError as exc:
-        raise DamagedRunError("a sketch", str(exc)) from exc
-    return running
-
-
-def shares(sites: Sequence[Site], num_reducers: int) -> list[list[int]]:
+def shares(plan: Plan) -> list[range]:
     """Returns which sites each reducer owns: neighbours, of about as many neurons together; none owns nothing."""
-    total = sum(site.width for site in sites)
-    owned: list[list[int]] = [[] for _ in range(num_reducers)]
-    before = 0
-    for number, site in enumerate(sites):
-        owned[min(num_reducers - 1, (before + site.width // 2) * num_reducers // total)].append(number)
+    num_reducers = min(plan.spec["compute"]["reducers"], len(plan.sites))
+    counts, before = [0] * num_reducers, 0
+    for site in plan.sites:
+        counts[min(num_reducers - 1, (before + site.width // 2) * num_reducers // plan.width)] += 1
         before += site.width
-    return [share for share in owned if share]
-
-
-def num_reducers(plan: Plan) -> int:
-    """Returns how many reducers a run has: one in this process, or what the spec says and the sites can share."""
-    compute = plan.spec["compute"]
-    return min(compute["reducers"], len(plan.sites)) if compute["workers"] else 1
+    stops = itertools.accumulate(counts)
+    return [range(stop - count, stop) for count, stop in zip(counts, stops, strict=True) if count]
 
 
 def watched(sketch: HistogramSketch) -> Marginal:

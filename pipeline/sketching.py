@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.folder import RunFolder
 from pipeline.forward import TokenSink
 from pipeline.frames import read_frame
 from pipeline.sketch import Frame, Grid, HistogramSketch
+from pipeline.storage import AbstractStorage
 from pipeline.store.activations import Block
 from pipeline.store.sketches import Words, words_per_neuron
 from schemas.plan import LAWS, LawName, Plan
@@ -22,11 +22,11 @@ class Sketcher:
 
     Args:
         plan: The plan.
-        folder: The run.
+        storage: Where the run lies.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder) -> None:
-        self._plan, self._folder = plan, folder
+    def __init__(self, plan: Plan, storage: AbstractStorage) -> None:
+        self._plan, self._storage = plan, storage
         self._grids = {law: Grid(plan.precision(law)) for law in LAWS}
         self._columns = list(plan.columns.values())
         self._frames: dict[LawName, Frame] = {}
@@ -61,7 +61,7 @@ class Sketcher:
 
     def _frame(self, law: LawName) -> Iterator[Frame]:
         if law not in self._frames:
-            self._frames[law] = read_frame(self._folder.frame(law))
+            self._frames[law] = read_frame(self._storage, self._plan, law)
         return (self._frames[law][columns] for columns in self._columns)
 
 

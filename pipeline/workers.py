@@ -1,14 +1,16 @@
 """Workers: whoever runs units and folds their sketches. In this process, or on Ray (`pipeline.cluster`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, final
 
 from pipeline.extract import Extractor
-from pipeline.reduce import Reducer
-from schemas.plan import LawName, Plan, Unit
+from pipeline.quarantine import RunRecords
+from pipeline.reduce import Reducer, shares
+from pipeline.storage import storage_at
+from schemas.plan import LawName, Plan, Unit, side_of
 from schemas.receipt import Receipt
+from schemas.treatment import Treatment
 
 
 class AbstractWorkers(ABC):
@@ -28,35 +30,41 @@ class AbstractWorkers(ABC):
         """Ends the workers, whatever they are doing."""
 
     @abstractmethod
+    def turn(self, plan: Plan, uri: str) -> None:
+        """Goes on with another run, whose model and numerics are the same; the workers keep their models."""
+
+    @abstractmethod
     def settle_frames(self, laws: Sequence[LawName]) -> None:
         """Chooses the frames of some laws, each by one worker."""
 
     @abstractmethod
-    def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
-        """Yields the receipt of every unit, in the order in which they finish."""
+    def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
+        """Yields the receipt of every unit, in the order in which they finish. Units are taken as workers are free."""
 
     @abstractmethod
     def fold(self, receipt: Receipt) -> None:
         """Hands a unit to the reducers, who fold it when they can; a run of exact laws has none."""
 
     @abstractmethod
-    def reduce(self, receipts: Sequence[Receipt]) -> None:
-        """Waits until the reducers have folded all these units and written the laws of their hookpoints."""
+    def reduce(self) -> None:
+        """Waits until the reducers have folded all units that are done, and written the laws of their hookpoints."""
 
 
 @final
 class InProcessWorkers(AbstractWorkers):
-    """One worker and one reducer, in this process: for notebooks and debuggers.
+    """One worker and all reducers, in this process: for notebooks and debuggers.
+
+    A prompt that ends its worker ends the run here.
 
     Args:
         plan: The plan.
-        root: The run folder.
+        uri: Where the run lies.
     """
 
-    def __init__(self, plan: Plan, root: Path) -> None:
-        self._plan, self._root = plan, root
+    def __init__(self, plan: Plan, uri: str) -> None:
+        self._plan, self._uri = plan, uri
         self._extractor: Extractor | None = None
-        self._reducer = Reducer(plan, root, range(len(plan.sites))) if plan.law.kind == "sketch" else None
+        self._reducers: list[Reducer] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -65,33 +73,47 @@ class InProcessWorkers(AbstractWorkers):
 
     def __enter__(self) -> Self:
         """Loads the model."""
-        self._extractor = Extractor(self._plan, self._root)
+        self._extractor = Extractor(self._plan, self._uri)
         self._extractor.ready()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Lets go of the model and the laws."""
-        self._extractor = self._reducer = None
+        self._extractor = self._reducers = None
+
+    def turn(self, plan: Plan, uri: str) -> None:
+        """Keeps the model."""
+        self._plan, self._uri, self._reducers = plan, uri, None
+        self._worker.turn(plan, uri)
 
     def settle_frames(self, laws: Sequence[LawName]) -> None:
         """Chooses the frames one after the other."""
+        records = RunRecords(storage_at(self._uri), self._plan)
         for law in laws:
-            self._worker.settle_frame(law)
+            masked = records.known(self._plan.unit(side_of(law), 0))
+            self._worker.settle_frame(law, Treatment(masked=masked))
 
-    def extract(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+    def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Runs the units one after the other."""
+        records = RunRecords(storage_at(self._uri), self._plan)
         for unit in units:
-            yield self._worker.extract(unit)
+            yield self._worker.extract(unit, Treatment(masked=records.known(unit)))
 
     def fold(self, receipt: Receipt) -> None:
         """Folds a unit at once."""
-        if self._reducer is not None:
-            self._reducer.fold(receipt)
+        for reducer in self._reducing():
+            reducer.fold(receipt)
 
-    def reduce(self, receipts: Sequence[Receipt]) -> None:
+    def reduce(self) -> None:
         """Folds what is missing and writes the laws."""
-        if self._reducer is not None:
-            self._reducer.finish(receipts)
+        for reducer in self._reducing():
+            reducer.finish()
+
+    def _reducing(self) -> list[Reducer]:
+        if self._reducers is None:
+            owned = shares(self._plan) if self._plan.sketched else []
+            self._reducers = [Reducer(self._plan, self._uri, sites) for sites in owned]
+        return self._reducers
 
     @property
     def _worker(self) -> Extractor:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, final
 
+from schemas.receipt import Quarantined
 from schemas.record import digest
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 
 @final
@@ -45,22 +46,44 @@ class SiteCard:
 
 @final
 @dataclass(frozen=True)
+class SplitCard:
+    """A micro-batch that ran in pieces, for want of memory.
+
+    Args:
+        unit: Number of the unit in its side.
+        batch: Number of the micro-batch in its unit.
+        parts: Pieces that it ran as.
+    """
+
+    unit: int
+    batch: int
+    parts: int
+
+
+@final
+@dataclass(frozen=True)
 class SideCard:
     """One side's data.
 
     Args:
-        num_prompts: Prompts that the side names.
+        num_prompts: Places of prompts that the side has, those of removed ones included.
+        num_removed: Places whose prompt was removed since an earlier run.
         num_samples: Samples that its law rests on.
         num_quarantined: Prompts left out because they gave no activation.
         num_truncated: Prompts cut to `max_tokens`.
         fingerprint: SHA-256 over the prompts in canonical order; empty when fitted in memory.
+        quarantined: The prompts left out, and why; empty when fitted in memory.
+        splits: The micro-batches that ran in pieces: a replay runs them so too.
     """
 
     num_prompts: int
+    num_removed: int
     num_samples: int
     num_quarantined: int
     num_truncated: int
     fingerprint: str
+    quarantined: tuple[Quarantined, ...] = ()
+    splits: tuple[SplitCard, ...] = ()
 
 
 @final
@@ -93,7 +116,7 @@ class Card:
         checksum: SHA-256 of this card as it is written with an empty checksum; empty until saved.
     """
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     name: str
     kind: str
     method: str

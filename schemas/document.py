@@ -161,14 +161,19 @@ class _Reader:
 
 
 def dotted(place: Path) -> str | None:
-    """Returns a place as a person writes it, ``source.path[1]``; None for the root."""
+    """Returns a place as a person writes it, ``source.path[1]``, long keys cut; None for the root."""
     text = ""
     for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        name = _cut(str(step))
+        text += f"[{name}]" if isinstance(step, int) else f".{name}" if text else name
     return text or None
 
 
 def shown(value: object) -> str:
     """Returns a value as it may stand in a sentence: short, and on one line."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,8 @@ class StageStarted:
     """A stage begins.
 
     Args:
-        stage: Its name: ``plan``, ``model``, ``workers``, ``frames``, ``extract``, ``reduce``, ``fit``, ``save``.
+        stage: Its name: ``plan``, ``repair``, ``model``, ``workers``, ``reuse``, ``frames``, ``extract``, ``reduce``,
+            ``fit``, ``save``.
         total: Amount of work, in `unit`s; 0 when it cannot be counted.
         done: Work found finished from an earlier run.
         unit: What is counted: ``prompts``, ``sites``.

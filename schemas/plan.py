@@ -15,6 +15,9 @@ SIDES: tuple[SideName, ...] = ("source", "target")
 LawName = Literal["source", "target", "tokens"]
 LAWS: tuple[LawName, ...] = ("source", "target", "tokens")
 
+#: Which pooled activations are stored: of every prompt, of a hashed hundredth of them, or of none.
+Kept = Literal["all", "sample", "none"]
+
 #: Neurons of one inner chunk of the stores.
 CHUNK_NEURONS = 64
 
@@ -27,6 +30,11 @@ TOKEN_PROMPTS = 1024
 
 #: Precision of the law of tokens, of which nothing but shares and extremes is asked: a fourth of the memory.
 TOKEN_PRECISION = 3
+
+
+def side_of(law: LawName) -> SideName:
+    """Returns the side whose units have samples of a law."""
+    return "target" if law == "target" else "source"
 
 
 def whole_chunks(width: int) -> int:
@@ -96,12 +104,14 @@ class SideFacts:
     """The prompts that one side selects.
 
     Args:
-        num_prompts: How many there are.
+        num_prompts: How many places there are, those of removed prompts included.
         fingerprint: SHA-256 over them in order, the same for every file format.
+        num_removed: Places whose prompt an earlier run had, and this one has not.
     """
 
     num_prompts: int
     fingerprint: str
+    num_removed: int = 0
 
 
 @final
@@ -112,10 +122,12 @@ class Law:
     Args:
         kind: ``exact`` keeps the values; ``sketch`` counts them in a frame.
         precision: The sketch has ``2 ** precision`` buckets in each octave.
+        misfits: ``mend`` counts neurons whose frame does not fit anew, from the stored activations.
     """
 
     kind: Literal["exact", "sketch"]
     precision: int
+    misfits: Literal["report", "mend"] = "report"
 
 
 @final
@@ -187,10 +199,10 @@ class Plan:
         source: The source side.
         target: The target side.
         rows_per_prompt: Rows of the store for one prompt: 1, or `max_tokens` under pooling ``all``.
-        law: How the samples of a side become a law.
+        law: How the samples of each side become its law. The side alone decides it.
         memory: Peak bytes of a worker and of a reducer.
         disk: Bytes of the activation store when every unit is written; 0 when it keeps none.
-        sketch_disk: About the bytes of all sketches of units.
+        sketch_disk: About the bytes of the sketches of units that are kept at once.
     """
 
     version: Literal[1]
@@ -203,7 +215,7 @@ class Plan:
     source: SideFacts
     target: SideFacts
     rows_per_prompt: int
-    law: Law
+    law: Mapping[SideName, Law]
     memory: Memory
     disk: int
     sketch_disk: int
@@ -249,10 +261,17 @@ class Plan:
         """Prompts of both sides."""
         return self.source.num_prompts + self.target.num_prompts
 
+    def kept(self, side: SideName) -> Kept:
+        """Returns which pooled activations of a side are stored. An exact law is made of all of them."""
+        if self.law[side].kind == "exact":
+            return "all"
+        kept: Kept = self.spec["store"]["activations"]
+        return kept
+
     @property
-    def keeps_activations(self) -> bool:
-        """Whether pooled activations are stored. An exact law is made of them, whatever the spec says of the store."""
-        return self.law.kind == "exact" or bool(self.spec["store"]["activations"] == "all")
+    def compacts(self) -> bool:
+        """Whether the sketches of units go once reducers have merged them."""
+        return bool(self.spec["store"]["sketches"] == "merged")
 
     @property
     def support(self) -> object:
@@ -261,21 +280,68 @@ class Plan:
 
     def precision(self, law: LawName) -> int:
         """Returns the precision with which the sketches of a law count."""
-        return min(TOKEN_PRECISION, self.law.precision) if law == "tokens" else self.law.precision
+        side = self.law[side_of(law)]
+        return min(TOKEN_PRECISION, side.precision) if law == "tokens" else side.precision
 
     def sketches(self, law: LawName, unit: Unit) -> bool:
         """Returns whether a unit's samples are sketched for a law."""
         if law == "tokens":
             return unit.side == "source" and (self.support == "tokens" or unit.start < TOKEN_PROMPTS)
-        return unit.side == law and self.law.kind == "sketch"
+        return unit.side == law and self.law[law].kind == "sketch"
+
+    def sketched_units(self, law: LawName) -> int:
+        """Returns how many units are sketched for a law: the first ones of its side."""
+        units = self.num_units(side_of(law))
+        if law != "tokens":
+            return units if self.law[law].kind == "sketch" else 0
+        return units if self.support == "tokens" else min(units, -(-TOKEN_PROMPTS // self.unit_size))
+
+    @property
+    def sketched(self) -> bool:
+        """Whether some law is a sketch of all that its units have, so that reducers have something to fold."""
+        return any(self.law[name].kind == "sketch" for name in SIDES)
+
+    @property
+    def activations(self) -> dict[str, Any]:
+        """All that decides the activations of a prompt but the prompt and its place, by name."""
+        spec = {key: self.spec[key] for key in ("template", "pooling", "estimation")}
+        shared = {key: part for key, part in self.identity.items() if key not in {"source", "target", "law", "spec"}}
+        return shared | {"spec": spec}
+
+    def unit_key(self, name: SideName) -> str:
+        """Returns what names how the units of a side are computed: SHA-256 over what decides them, but prompts."""
+        return self._unit_keys[name]
+
+    def side_key(self, name: SideName) -> str:
+        """Returns what names a side's law: SHA-256 over all that decides it, and over nothing of the other side."""
+        return self._side_keys[name]
+
+    @cached_property
+    def _unit_keys(self) -> dict[SideName, str]:
+        tokens = {"source": "all" if self.support == "tokens" else "first", "target": "none"}
+        laws = self.identity["law"]
+        return {name: digest(self.activations | {"law": laws[name], "tokens": tokens[name]}) for name in SIDES}
+
+    @cached_property
+    def _side_keys(self) -> dict[SideName, str]:
+        identity = self.identity
+        return {name: digest({"units": self.unit_key(name), "prompts": identity[name]}) for name in SIDES}
 
     def side(self, name: SideName) -> SideFacts:
         """Returns the side of that name."""
         return self.source if name == "source" else self.target
 
+    def num_units(self, name: SideName) -> int:
+        """Returns how many units a side has."""
+        return -(-self.side(name).num_prompts // self.unit_size)
+
+    def unit(self, name: SideName, index: int) -> Unit:
+        """Returns a unit of a side."""
+        start = index * self.unit_size
+        return Unit(name, index, start, min(start + self.unit_size, self.side(name).num_prompts))
+
     def units(self) -> Iterator[Unit]:
         """Yields the units of both sides in canonical order."""
         for name in SIDES:
-            total = self.side(name).num_prompts
-            for index, start in enumerate(range(0, total, self.unit_size)):
-                yield Unit(name, index, start, min(start + self.unit_size, total))
+            for index in range(self.num_units(name)):
+                yield self.unit(name, index)

@@ -1,9 +1,12 @@
 """How our records are written down: frozen dataclasses as canonical JSON, read back strictly.
 
 Canonical means that equal records give equal bytes, so a record can be hashed. Strict means that a file
-which is not exactly such a record is refused with the place of the first difference.
+which is not exactly such a record is refused with the place of the first difference. A sealed record carries
+its own checksum, so that a changed byte is found.
 """
 
+import base64
+import binascii
 import dataclasses
 import hashlib
 import json
@@ -11,7 +14,7 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,7 +23,16 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_DEPTH = 64
 
 _INTEGERS = range(-(1 << 63), 1 << 63)
-_WORDS = {dict: "an object", list: "an array", str: "a string", int: "an integer", float: "a number", bool: "a boolean"}
+_WORDS = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "a boolean",
+    bytes: "bytes in base64",
+}
+_CHECKSUM = "checksum"
 
 
 class RecordError(ValueError):
@@ -53,6 +65,31 @@ def load(cls: type[T], data: bytes) -> T:
         raise RecordError(cls.__name__, f"{len(data)} bytes", f"at most {MAX_RECORD_BYTES}")
     tree = parse(cls.__name__, data)
     return typing.cast("T", _read(cls, tree, cls.__name__))
+
+
+def seal(record: object) -> bytes:
+    """Returns a record as `dump` does, with a ``checksum`` over the rest of it.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    return dump(_plain(record) | {_CHECKSUM: digest(record)})
+
+
+def unseal(cls: type[T], data: bytes) -> T:
+    """Returns the record of type `cls` that `seal` wrote, byte for byte.
+
+    Raises:
+        RecordError: As `load`, or a byte is not as it was written.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordError(cls.__name__, f"{len(data)} bytes", f"at most {MAX_RECORD_BYTES}")
+    tree = _expect(parse(cls.__name__, data), dict, cls.__name__)
+    tree.pop(_CHECKSUM, None)
+    record = typing.cast("T", _read(cls, tree, cls.__name__))
+    if seal(record) != data:
+        raise RecordError(cls.__name__, "bytes that are not as they were written", "a record with its own checksum")
+    return record
 
 
 def parse(place: str, data: bytes) -> Any:  # noqa: ANN401
@@ -88,7 +125,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,6 +162,8 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
         return tuple(_read(arguments[0], item, f"{place}[{i}]") for i, item in enumerate(items))
     if origin in {dict, Mapping}:
         items = _expect(value, dict, place)
+        if typing.get_origin(arguments[0]) is typing.Literal:
+            _expect_keys(items, typing.get_args(arguments[0]), place)
         return {key: _read(arguments[1], item, f"{place}.{key}") for key, item in items.items()}
     if origin in {typing.Union, types.UnionType}:
         (other,) = (argument for argument in arguments if argument is not types.NoneType)
@@ -134,19 +173,33 @@ def _read(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
         if not any(type(value) is type(word) and value == word for word in arguments):
             raise RecordError(place, _shown(value), f"one of {', '.join(map(repr, arguments))}")
         return value
+    if kind is bytes:
+        return _read_bytes(_expect(value, str, place), place)
     return value if kind is Any else _expect(value, kind, place)
+
+
+def _read_bytes(value: str, place: str) -> bytes:
+    try:
+        return base64.b64decode(value.encode(), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise RecordError(place, _shown(value), _WORDS[bytes]) from exc
 
 
 def _read_dataclass(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     items = _expect(value, dict, place)
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
-    missing, unknown = [name for name in names if name not in items], sorted(items.keys() - names)
+    _expect_keys(items, names, place)
+    return kind(**{name: _read(hints[name], items[name], f"{place}.{name}") for name in names})
+
+
+def _expect_keys(items: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """Refuses all keys but these, of which none may be missing."""
+    missing, unknown = [name for name in names if name not in items], sorted(items.keys() - set(names))
     if missing:
         raise RecordError(place, f"no {', '.join(missing)}", f"the keys {', '.join(names)}")
     if unknown:
         raise RecordError(place, f"the unknown key {_shown(unknown[0])}", f"the keys {', '.join(names)}")
-    return kind(**{name: _read(hints[name], items[name], f"{place}.{name}") for name in names})
 
 
 def _expect(value: Any, kind: Any, place: str) -> Any:  # noqa: ANN401

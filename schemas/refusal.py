@@ -11,8 +11,13 @@ from schemas.document import Document, Path, SpecError, dotted, shown
 # Words of the spec that belong to later versions.
 _LATER: Mapping[str, tuple[str, ...]] = {
     "estimation": ("sequential",),
-    "store.activations": ("sample",),
 }
+
+# Of so many errors the first is looked for: a file has room for many more, and to word one takes a millisecond.
+_MOST_ERRORS = 100
+
+# Longer texts are near to no word of ours, and finding that out would take seconds.
+_LONGEST_WORD = 100
 
 # What others call our words, where the letters alone would not lead there.
 _ALSO_CALLED = {"avg": "mean", "average": "mean", "half": "float16", "fp16": "float16", "fp32": "float32"}
@@ -62,13 +67,14 @@ def refusal(spec: Document, errors: Sequence[Mapping[str, Any]], job: type) -> S
         job: The model that the document was validated as.
     """
     findings: dict[Path, _Finding] = {}
-    for error in errors:
+    for error in errors[:_MOST_ERRORS]:
         finding = _finding(spec, error, job)
         findings.setdefault(finding.place, finding)
     # Of a union, pydantic lists what each member misses: what is wrong with the whole says it best.
     whole = [f for f in findings.values() if not any(f.place[:n] in findings for n in range(1, len(f.place)))]
     first = min(whole, key=lambda f: (f.missing, _line(spec, f.place)))
-    return SpecError(spec.file, _line(spec, first.place), dotted(first.place), first.problem, len(whole) - 1)
+    num_more = len(whole) - 1 + len(errors[_MOST_ERRORS:])
+    return SpecError(spec.file, _line(spec, first.place), dotted(first.place), first.problem, num_more)
 
 
 def _line(spec: Document, place: Path) -> int:
@@ -178,9 +184,10 @@ def _wrong(place: Path, value: object, field: Any, words: Sequence[Any]) -> str:
 def _unknown(place: Path, section: type, job: type) -> str:
     """Words an unknown key: who else takes it, or the nearest one here or, failing that, anywhere."""
     key, known = str(place[-1]), tuple(_fields(section))
+    found = shown(key)
     where = f"under {dotted(place[:-1])!r}" if len(place) > 1 else "at the top"
     hint = _kinds(place, job) or _elsewhere(place, job, 1) or _hint(key, known, 0.6) or _elsewhere(place, job, 0.6)
-    return f"unknown key {key!r} {where}; wanted one of {', '.join(known)}{hint}"
+    return f"unknown key {found} {where}; wanted one of {', '.join(known)}{hint}"
 
 
 def _kinds(place: Path, job: type) -> str:
@@ -188,7 +195,7 @@ def _kinds(place: Path, job: type) -> str:
     _, field = _walk(job, place[:-1])
     options = [s for s in _sections(field.annotation) if place[-1] in _fields(s)] if field is not None else []
     kinds = [str(kind) for option in options for kind in next(filter(None, map(_words, _fields(option).values())), ())]
-    return f"; {str(place[-1])!r} is for {', '.join(kinds)}" if kinds else ""
+    return f"; {shown(place[-1])} is for {', '.join(kinds)}" if kinds else ""
 
 
 def _elsewhere(place: Path, job: type, cutoff: float) -> str:
@@ -197,7 +204,7 @@ def _elsewhere(place: Path, job: type, cutoff: float) -> str:
     for home in sorted(_homes(job), key=len):
         if home != place:
             homes.setdefault(str(home[-1]), home)
-    nearest = difflib.get_close_matches(str(place[-1]), homes, n=1, cutoff=cutoff)
+    nearest = _nearest(str(place[-1]), list(homes), cutoff)
     return f"; did you mean {dotted(homes[nearest[0]])!r}?" if nearest else ""
 
 
@@ -216,5 +223,9 @@ def _hint(value: object, words: Sequence[Any], cutoff: float) -> str:
     if not isinstance(value, str):
         return ""
     alias = _ALSO_CALLED.get(value.lower())
-    nearest = [alias] if alias in known else difflib.get_close_matches(value.lower(), known, n=1, cutoff=cutoff)
+    nearest = [alias] if alias in known else _nearest(value.lower(), known, cutoff)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _nearest(text: str, words: Sequence[str], cutoff: float) -> list[str]:
+    return difflib.get_close_matches(text, words, n=1, cutoff=cutoff) if len(text) <= _LONGEST_WORD else []

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 #: The stages of a job in the order in which it does them.
-STAGES = ("plan", "model", "workers", "frames", "extract", "reduce", "fit", "save")
+STAGES = ("plan", "repair", "model", "workers", "reuse", "frames", "extract", "reduce", "fit", "save")
 
 
 @final

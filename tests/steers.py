@@ -15,7 +15,8 @@ from act.fingerprint import fingerprint
 from act.steer import CARD, TENSORS, Steer
 from act.transport import AbstractMap, QuantileMap, TransportMap
 from schemas import record
-from schemas.card import Card, SideCard, SiteCard
+from schemas.card import Card, SideCard, SiteCard, SplitCard
+from schemas.receipt import Quarantined
 
 WIDTHS = {"model.layers.0.norm": 3, "model.layers.1:1": 5, "ünet.mid@2": 4}
 
@@ -27,7 +28,7 @@ def make_card(widths: dict[str, int]) -> Card:
         for name, width in widths.items()
     )
     return Card(
-        format_version=2,
+        format_version=3,
         name="less toxic 🎸",
         kind="module",
         method="linear",
@@ -40,8 +41,8 @@ def make_card(widths: dict[str, int]) -> Card:
         estimation="simultaneous",
         sites=sites,
         timesteps=(999.0, 1 / 3),
-        source=SideCard(10, 9, 1, 2, "s" * 64),
-        target=SideCard(8, 8, 0, 0, "t" * 64),
+        source=SideCard(10, 0, 9, 1, 2, "s" * 64, (Quarantined(3, "empty"),), (SplitCard(1, 0, 2),)),
+        target=SideCard(8, 1, 7, 0, 0, "t" * 64),
         model_fingerprint="0123456789abcdef" * 4,
         checkpoint_fingerprint="",
         numerics={"torch": "2.13.0", "threads": 1},

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from act.steer import Steer, load
+from act.errors import SteerNotFoundError
+from act.steer import Steer
 from jobs.report.laws import NeuronLaws, most_moved
+from jobs.stages import read_timings
+from pipeline import artifact
 from pipeline.errors import DamagedRunError
-from pipeline.folder import RunFolder
+from pipeline.folder import TIMINGS
 from pipeline.laws import Laws
-from pipeline.ledger import Ledger
+from pipeline.ledger import REPAIR, Ledger
 from pipeline.plan import read_plan
-from schemas import record
+from pipeline.storage import AbstractStorage
 from schemas.card import SiteCard
 from schemas.plan import SIDES, Plan, SideName
 from schemas.receipt import Quarantined, Receipt
@@ -130,44 +133,40 @@ class Facts:
     texts: Texts
 
 
-def gather(folder: RunFolder, generations: Sequence[Generation]) -> Facts:
+def gather(storage: AbstractStorage, generations: Sequence[Generation]) -> Facts:
     """Returns what there is to show of a finished run.
 
     Raises:
-        RunNotFoundError: The folder holds no run.
+        RunNotFoundError: There is no run.
         SteerNotFoundError: The run has no steer yet.
         DamagedRunError: Parts of the run are missing or do not belong together.
     """
-    plan = read_plan(folder)
-    steer = load(folder.steer)
-    if steer.card.plan != plan.fingerprint:
-        raise DamagedRunError(str(folder.steer), "it is the steer of another plan")
-    receipts = _receipts(folder, plan)
+    plan = read_plan(storage)
+    steer = artifact.find(storage, plan)
+    if steer is None:
+        raise SteerNotFoundError(artifact.opened(storage))
+    receipts = _receipts(storage, plan)
     return Facts(
         plan=plan,
         steer=steer,
-        cost=_cost(plan, _timings(folder), receipts),
+        cost=_cost(plan, _timings(storage), receipts),
         prompts=tuple(_prompts(plan, side, [one for one in receipts if one.side == side]) for side in SIDES),
         sites=_listed(steer.card.sites),
-        neurons=most_moved(plan, steer, Laws(plan, folder.root, receipts)),
+        neurons=most_moved(plan, steer, Laws(storage, plan)),
         texts=_table(generations),
     )
 
 
-def _receipts(folder: RunFolder, plan: Plan) -> list[Receipt]:
-    done, missing = Ledger(folder, plan).split(plan.units())
-    if missing:
-        raise DamagedRunError(str(folder.root / "receipts"), f"{len(missing)} are missing though the run has a steer")
+def _receipts(storage: AbstractStorage, plan: Plan) -> list[Receipt]:
+    done, wanted = list(Ledger(storage, plan).receipts()), sum(plan.num_units(side) for side in SIDES)
+    if len(done) < wanted:
+        problem = f"{wanted - len(done)} are missing though the run has a steer"
+        raise DamagedRunError(storage.place("receipts"), problem, REPAIR)
     return done
 
 
-def _timings(folder: RunFolder) -> Timings | None:
-    try:
-        return record.load(Timings, folder.timings.read_bytes())
-    except FileNotFoundError:
-        return None
-    except record.RecordError as exc:
-        raise DamagedRunError(str(folder.timings), str(exc)) from exc
+def _timings(storage: AbstractStorage) -> Timings | None:
+    return read_timings(storage) if storage.exists(TIMINGS) else None
 
 
 def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> Cost:
@@ -176,7 +175,7 @@ def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> C
     extracting = kept.stages.get("extract", 0.0)
     return Cost(
         num_prompts=plan.num_prompts,
-        num_tokens=sum(sum(receipt.num_tokens) for receipt in receipts),
+        num_tokens=sum(int(receipt.num_tokens.sum()) for receipt in receipts),
         num_workers=kept.workers,
         stages=kept.in_order,
         prompts_per_second=kept.prompts / extracting if kept.prompts and extracting > 0 else None,
@@ -188,12 +187,11 @@ def _cost(plan: Plan, timings: Timings | None, receipts: Sequence[Receipt]) -> C
 
 def _prompts(plan: Plan, side: SideName, receipts: Sequence[Receipt]) -> Prompts:
     lost = [one for receipt in receipts for one in receipt.quarantined]
-    tokens = [tokens for receipt in receipts for tokens in receipt.num_tokens]
     return Prompts(
         side=side,
         num_prompts=plan.side(side).num_prompts,
         num_samples=sum(receipt.num_samples(plan.rows_per_prompt) for receipt in receipts),
-        num_tokens=sum(tokens),
+        num_tokens=sum(int(receipt.num_tokens.sum()) for receipt in receipts),
         num_truncated=sum(receipt.num_truncated for receipt in receipts),
         num_quarantined=len(lost),
         quarantined=tuple(lost[:MOST_LOST]),

@@ -15,9 +15,9 @@ from jobs.report.facts import Facts, Generation, gather
 from jobs.report.grid import arrange
 from jobs.report.text import count, decimal, duration, power
 from jobs.text import size, visible
-from pipeline.errors import StoreError
-from pipeline.folder import RunFolder
-from schemas import files
+from pipeline.folder import REPORT, REPORT_CHECKSUM
+from pipeline.layout import checksum_line
+from pipeline.storage import storage_at
 from schemas.job import Job
 
 #: Characters of the spec that are shown.
@@ -30,11 +30,11 @@ _PLAIN = re.compile(r"[A-Za-z][\w./-]*")
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "y", "n", "null"})
 
 
-def write_report(folder: RunFolder, generations: Sequence[Generation] = ()) -> Path:
-    """Writes the report of a finished run, in place of an earlier one, and returns its file.
+def write_report(run: str | Path, generations: Sequence[Generation] = ()) -> str:
+    """Writes the report of a finished run, in place of an earlier one, and returns where it is.
 
     Args:
-        folder: The run.
+        run: The run folder, or its URL.
         generations: Texts that the model wrote under the steer, to be shown side by side.
 
     Raises:
@@ -42,12 +42,11 @@ def write_report(folder: RunFolder, generations: Sequence[Generation] = ()) -> P
         SteerNotFoundError: The run has no steer yet.
         StorageError: Parts of the run are damaged, or the report cannot be written.
     """
-    page = render(gather(folder, generations))
-    try:
-        files.publish(folder.report, page.encode())
-    except OSError as exc:
-        raise StoreError(str(folder.report), exc.strerror or str(exc)) from exc
-    return folder.report
+    storage = storage_at(run)
+    page = render(gather(storage, generations)).encode()
+    storage.write(REPORT_CHECKSUM, checksum_line(page, REPORT))
+    storage.write(REPORT, page)
+    return storage.place(REPORT)
 
 
 def render(facts: Facts) -> str:

@@ -1,6 +1,7 @@
 """Causal language models, through transformers: from a folder, a hub id, or a GGUF file."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -213,6 +214,12 @@ class CausalLMModel(AbstractModel):
         batches = tuple(self._batch(rows, [tokens[row] for row in rows]) for rows in filled)
         return Packed(batches, tuple(lengths), num_truncated)
 
+    def mask(self, batch: MicroBatch, rows: Collection[int]) -> MicroBatch:
+        """Fills rows with the padding token: what the model reads at every padded place does it no harm."""
+        ids = batch.inputs["input_ids"].clone()
+        ids[[place for place, row in enumerate(batch.rows) if row in rows]] = self._pad
+        return dataclasses.replace(batch, inputs={**batch.inputs, "input_ids": ids})
+
     @torch.inference_mode()
     def forward(self, batch: MicroBatch) -> None:
         """Runs the model up to its last hidden state; of the logits only the last column is computed."""
@@ -233,6 +240,7 @@ class CausalLMModel(AbstractModel):
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=sampling.new_tokens,
+                num_beams=1,
                 repetition_penalty=sampling.repetition_penalty,
                 pad_token_id=self._pad,
                 **chosen,

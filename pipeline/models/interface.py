@@ -1,8 +1,9 @@
 """What the pipeline asks of a model, whatever its kind: a checkpoint on disk, and the model loaded from it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -36,13 +37,25 @@ class MicroBatch:
 
     Args:
         rows: Their places in the unit, in batch order.
-        inputs: What the model's forward takes.
+        inputs: What the model's forward takes: by name a sequence or tensor with an entry for each row.
         spans: The real tokens of each row; None when all are real.
     """
 
     rows: tuple[int, ...]
     inputs: Mapping[str, Any]
     spans: TokenSpans | None
+
+    def split(self, parts: int) -> "tuple[MicroBatch, ...]":
+        """Returns its rows in so many pieces, as equal as possible, none of them empty and none padded otherwise."""
+        num_rows, parts = len(self.rows), min(parts, len(self.rows))
+        if parts <= 1:
+            return (self,)
+        cuts = pairwise(part * num_rows // parts for part in range(parts + 1))
+        return tuple(self._piece(slice(start, stop)) for start, stop in cuts)
+
+    def _piece(self, places: slice) -> "MicroBatch":
+        spans = self.spans and TokenSpans(self.spans.mask[places], self.spans.rows[places])
+        return MicroBatch(self.rows[places], {name: whole[places] for name, whole in self.inputs.items()}, spans)
 
 
 @final
@@ -122,6 +135,18 @@ class AbstractModel(ABC):
             prompts: The unit's prompts.
             place: Place of the first one in its side's canonical order.
             rule: How to cut and pack them.
+        """
+
+    @abstractmethod
+    def mask(self, batch: MicroBatch, rows: Collection[int]) -> MicroBatch:
+        """Returns a micro-batch whose prompts in some rows are filler, which the model is known to survive.
+
+        Shape, order and spans stay, so that the other rows keep their bits, wherever a row's bits do not depend on
+        what its neighbours hold.
+
+        Args:
+            batch: The micro-batch.
+            rows: Rows of the unit, of which the micro-batch may hold some.
         """
 
     @abstractmethod

@@ -1,14 +1,11 @@
 """A diffusers pipeline as it lies in a folder: which files are it, and what they weigh. Nothing is loaded or run."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
-
-import safetensors
+from typing import final
 
 from pipeline.errors import ModelLoadError, ModelNotFoundError
 from pipeline.models import files
@@ -17,6 +14,8 @@ INDEX = "model_index.json"
 
 #: Names under which a component's weights are looked for. Variants such as `model.fp16.safetensors` are not loaded.
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+
+_LIBRARIES = ("diffusers", "transformers")
 
 
 @final
@@ -56,7 +55,7 @@ class PipelineFolder:
         Raises:
             ModelLoadError: The index names no class.
         """
-        index = _read(self.root / INDEX)
+        index = files.read_json(self.root / INDEX)
         found = {folder.name: index[folder.name] for folder in self._components if (folder / "config.json").is_file()}
         for name, value in found.items():
             if len(value) != 2 or not all(isinstance(part, str) for part in value):
@@ -75,12 +74,12 @@ class PipelineFolder:
     @cached_property
     def _components(self) -> tuple[Path, ...]:
         files.require(self.root, INDEX)
-        index = _read(self.root / INDEX)
+        index = files.read_json(self.root / INDEX)
         if not isinstance(index.get("_class_name"), str):
             raise ModelLoadError(str(self.root), f"{INDEX} names no pipeline class of diffusers")
-        parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+        parts = {n: kind[0] for n, kind in index.items() if isinstance(kind, list) and kind and kind[0] is not None}
         found = []
-        for name in parts:
+        for name, library in parts.items():
             folder = self.root / name
             if not name.isidentifier() or not folder.is_dir():
                 raise ModelNotFoundError(
@@ -90,39 +89,31 @@ class PipelineFolder:
                 raise ModelLoadError(
                     str(folder), "it holds Python code, which is not run; only pipelines of diffusers are loaded"
                 )
+            files.check_link(folder)
+            if library not in _LIBRARIES and not (folder / "config.json").is_file():
+                # diffusers would import it; of a component with weights, `components` checks it.
+                raise ModelLoadError(
+                    str(self.root), f"{INDEX} names {library!r} for {name!r}; wanted {' or '.join(_LIBRARIES)}"
+                )
             found.append(folder)
         return tuple(found)
 
 
 def _weights(folder: Path) -> list[Path]:
+    files.check_redirects(folder)
     for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        shards = folder / f"{name}.index.json"
+        whole, shards = folder / name, folder / f"{name}.index.json"
+        if whole.is_file() and shards.is_file():
+            raise ModelLoadError(str(folder), f"it holds both {name} and an index of its shards; remove one of the two")
+        if whole.is_file():
+            return [files.require(folder, name)]
         if shards.is_file():
-            named = _read(shards).get("weight_map")
-            wanted = sorted({str(file) for file in named.values()}) if isinstance(named, dict) else []
-            if not wanted or any(Path(file).name != file for file in wanted):
-                raise ModelLoadError(str(shards), "it names no files beside it that hold the weights")
-            return [files.require(folder, file) for file in wanted]
+            return files.named_files(shards)
     files.weight_files(folder)
     raise ModelNotFoundError(str(folder), f"it holds only variants of its weights; wanted {' or '.join(_WEIGHTS)}")
 
 
 def _header(path: Path) -> list[tuple[str, int]]:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - it is no mapping
-            return [(str(part.get_dtype()), math.prod(part.get_shape())) for part in slices]
-    except (safetensors.SafetensorError, OSError) as exc:
-        raise ModelLoadError(str(path), files.first_line(exc)) from exc
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        raise ModelLoadError(str(path), f"it is no JSON ({files.first_line(exc)})") from exc
-    if not isinstance(content, dict):
-        raise ModelLoadError(str(path), "it is no JSON object")
-    return content
+    with files.opened(path) as weights:
+        slices = [weights.get_slice(name) for name in weights.keys()]  # noqa: SIM118 - it is no mapping
+        return [(str(part.get_dtype()), math.prod(part.get_shape())) for part in slices]

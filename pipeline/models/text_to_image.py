@@ -1,7 +1,8 @@
 """Text-to-image pipelines, through diffusers: a prompt and a seed become an image in a fixed number of steps."""
 
+import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -191,6 +192,12 @@ class TextToImageModel(AbstractModel):
     def prompts_per_batch(self, rule: PackingRule) -> int:
         """Returns how many prompts go through the pipeline together: as many as have `batch_tokens` image tokens."""
         return max(1, rule.batch_tokens // self._num_image_tokens)
+
+    def mask(self, batch: MicroBatch, rows: Collection[int]) -> MicroBatch:
+        """Empties prompts. Their noise stays: the unconditional half of guidance shows that it goes with no words."""
+        texts = zip(batch.rows, batch.inputs["prompts"], strict=True)
+        prompts = tuple("" if row in rows else text for row, text in texts)
+        return dataclasses.replace(batch, inputs={**batch.inputs, "prompts": prompts})
 
     @torch.inference_mode()
     def forward(self, batch: MicroBatch) -> None:

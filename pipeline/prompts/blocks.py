@@ -7,9 +7,10 @@ import pyarrow as pa
 from pipeline.errors import PromptFileError
 from pipeline.prompts.files import PromptFile
 
-#: Bytes that are parsed at a time. A row that does not fit is read again with larger blocks, up to the largest.
+#: Bytes that are parsed at a time. A row that does not fit is read again with larger blocks, up to the largest, a few
+#: of which are what reading any file takes of memory.
 BLOCK_BYTES = 1 << 20
-MAX_BLOCK_BYTES = 1 << 29
+MAX_BLOCK_BYTES = 1 << 26
 
 
 def with_room(file: PromptFile, read: Callable[[int], Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
@@ -28,8 +29,13 @@ def with_room(file: PromptFile, read: Callable[[int], Iterator[pa.RecordBatch]])
             if "straddl" not in str(exc):
                 raise
             if block_bytes >= MAX_BLOCK_BYTES:
-                problem = f"a row is longer than {MAX_BLOCK_BYTES} bytes, or a quote is never closed; mend that row"
-                raise PromptFileError(file.place, problem) from exc
+                raise too_long(file) from exc
             block_bytes = min(block_bytes * 8, MAX_BLOCK_BYTES)
         else:
             return
+
+
+def too_long(file: PromptFile) -> PromptFileError:
+    """Returns the error of a row that does not fit into the largest block."""
+    quote = "" if file.format == "Parquet" else ", or a quote is never closed"
+    return PromptFileError(file.place, f"a row is longer than {MAX_BLOCK_BYTES} bytes{quote}; mend that row")

@@ -1,16 +1,22 @@
 """Reads CSV, TSV and plain text, every cell as the text it is."""
 
+import csv as python_csv
+import io
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.errors import PromptFileError
+from pipeline.prompts import blocks
 from pipeline.prompts.blocks import with_room
 from pipeline.prompts.files import PromptFile, check_columns
 
 #: The one column of a plain text file.
 TEXT_COLUMN = "text"
+
+#: Columns that a table may have: to find their names, the reader takes 8 kB of memory for each.
+MAX_COLUMNS = 10_000
 
 # Separates no columns: the reader wants a separator, and this character is in no prompt.
 _NO_DELIMITER = "\x1e"
@@ -21,11 +27,12 @@ def read_table(file: PromptFile, names: Iterable[str | None]) -> Iterator[pa.Rec
 
     Raises:
         ColumnNotFoundError: A column is not there.
-        PromptFileError: The file is empty.
+        PromptFileError: The file is empty, or has more than `MAX_COLUMNS` columns.
     """
     if file.size == 0:
         raise PromptFileError(file.place, "it is empty; wanted a first row with the names of the columns")
     parse = csv.ParseOptions(delimiter="\t" if file.format == "TSV" else ",", newlines_in_values=True)
+    _check_width(file, parse.delimiter)
     return _read(file, names, parse, None)
 
 
@@ -56,3 +63,16 @@ def _read(
 
 def _open(file: PromptFile) -> pa.NativeFile:
     return file.filesystem.open_input_stream(file.path)
+
+
+def _check_width(file: PromptFile, delimiter: str) -> None:
+    with _open(file) as stream:
+        start = stream.read(blocks.BLOCK_BYTES).decode(errors="replace")
+    try:
+        rows = python_csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
+        num_columns = len(next(filter(None, rows), []))
+    except python_csv.Error as exc:
+        problem = f"its first row cannot be read ({exc}); wanted the names of the columns"
+        raise PromptFileError(file.place, problem) from exc
+    if num_columns > MAX_COLUMNS:
+        raise PromptFileError(file.place, f"it has {num_columns} columns or more; wanted at most {MAX_COLUMNS}")

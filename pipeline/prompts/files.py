@@ -52,7 +52,7 @@ def find_files(path: str | Sequence[str]) -> tuple[PromptFile, ...]:
 
     Args:
         path: A file, a folder, or several files. Of a folder, the files that lie in it and that have a suffix of a
-            known format count; hidden ones do not.
+            known format count; hidden ones do not, nor do links that lead out of it.
 
     Raises:
         PromptFileNotFoundError: There is nothing at a place.
@@ -126,10 +126,20 @@ def _in_folder(place: str, path: str, filesystem: fs.FileSystem) -> list[PromptF
         if info.type == fs.FileType.File
         and (suffix := PurePosixPath(info.path).suffix.lower()) in _FORMATS
         and not info.base_name.startswith((".", "_"))
+        and not (isinstance(filesystem, fs.LocalFileSystem) and _leads_out(Path(info.path), Path(path)))
     ]
     if not files:
         raise PromptFileError(place, f"the folder itself has no file with one of the suffixes {' '.join(_FORMATS)}")
     return files
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link to elsewhere; the hub's cache has links into its ``blobs``."""
+    if not path.is_symlink():
+        return False
+    there, parents = path.resolve(), folder.resolve().parents
+    blobs = [parent / "blobs" for parent in parents if parent.name.startswith("datasets--")]
+    return not any(there.is_relative_to(place) for place in (folder.resolve(), *blobs))
 
 
 def _open(place: str) -> tuple[fs.FileSystem, str]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from pipeline.errors import ColumnNotFoundError, PromptFileError, WhereError
-from pipeline.prompts.blocks import with_room
+from pipeline.prompts import blocks
+from pipeline.prompts.blocks import too_long, with_room
 from pipeline.prompts.files import PromptFile
 from pipeline.prompts.where import Condition, text_type, values
 
@@ -80,7 +81,9 @@ def _first_rows(file: PromptFile) -> Iterator[dict[str, Any]]:
     """Yields the rows at the start of a file."""
     with file.filesystem.open_input_stream(file.path) as stream, io.BufferedReader(stream) as lines:
         left, number = PEEK_BYTES, 0
-        while left > 0 and (line := lines.readline()):
+        while left > 0 and (line := lines.readline(blocks.MAX_BLOCK_BYTES + 1)):
+            if len(line) > blocks.MAX_BLOCK_BYTES:
+                raise too_long(file)
             left, number = left - len(line), number + 1
             if line.strip():
                 yield _row(file, number, line)

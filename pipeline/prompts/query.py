@@ -1,6 +1,5 @@
 """The prompts that a side selects, streamed in canonical order."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +8,7 @@ from typing import final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import EmptySelectionError
@@ -17,10 +17,17 @@ from pipeline.prompts.files import find_files
 from pipeline.prompts.formats import read_rows
 from pipeline.prompts.where import matching
 from schemas.job import Side
-from schemas.plan import SideFacts
 
-# What stands for a null in a fingerprint, where a prompt has its length.
-_NULL = ((1 << 64) - 1).to_bytes(8, "little")
+#: The row of a place whose prompt an earlier run had, and this one has not.
+REMOVED = -1
+
+# What is hashed in place of a prompt's length where there is no prompt.
+_NULL_LENGTH, _REMOVED_LENGTH = -1, -2
+
+_NO_BYTES = pa.scalar(b"", pa.large_binary())
+
+# Drawn prompts that are handed on at a time.
+_BATCH = 8192
 
 
 @final
@@ -29,8 +36,8 @@ class Prompts:
     """Selected prompts that follow each other in canonical order.
 
     Args:
-        rows: Their places in the canonical order of all rows, `[prompts]`.
-        texts: The prompts themselves, `[prompts]`; large strings, null where the file has a null.
+        rows: Their places in the canonical order of all rows, `[prompts]`; `REMOVED` where a prompt was removed.
+        texts: The prompts themselves, `[prompts]`; large strings, null where the file has a null or nothing is left.
     """
 
     rows: NDArray[np.int64]
@@ -38,6 +45,12 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def removed(self) -> NDArray[np.bool_]:
+        """Whether a prompt was removed, `[prompts]`."""
+        removed: NDArray[np.bool_] = self.rows == REMOVED
+        return removed
 
     def take(self, places: NDArray[np.int64]) -> "Prompts":
         """Returns the prompts at some places, copied."""
@@ -61,28 +74,25 @@ def select(side: Side) -> Iterator[Prompts]:
     return _first(_selected(side), side.limit or math.inf)
 
 
-def fingerprint(side: Side) -> SideFacts:
-    """Returns how many prompts a side selects, and their fingerprint.
+def encoded(prompts: Prompts) -> pa.LargeBinaryArray:
+    """Returns prompts as they are hashed, `[prompts]`: the length of the UTF-8 as eight bytes, then the UTF-8 itself.
 
-    Raises:
-        InputError: As `select` does.
+    A null and a removed prompt have marks for a length, and no text.
     """
-    digest, num_prompts = hashlib.sha256(), 0
-    for prompts in select(side):
-        num_prompts += len(prompts)
-        for part in encoded(prompts.texts):
-            digest.update(part)
-    return SideFacts(num_prompts, digest.hexdigest())
+    lengths = pc.fill_null(pc.binary_length(prompts.texts), _NULL_LENGTH).to_numpy()
+    lengths = np.where(prompts.removed, _REMOVED_LENGTH, lengths).astype("<i8")
+    offsets = np.arange(0, 8 * len(lengths) + 1, 8)
+    heads = pa.Array.from_buffers(pa.large_binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(lengths)])
+    texts = pc.fill_null(prompts.texts.cast(pa.large_binary()), _NO_BYTES)
+    return pc.binary_join_element_wise(heads, texts, _NO_BYTES)
 
 
-def encoded(texts: pa.Array | pa.ChunkedArray) -> Iterator[bytes]:
-    """Yields prompts as a fingerprint hashes them: the length as eight bytes, then the UTF-8; a null has no length."""
-    for text in texts.to_pylist():
-        if text is None:
-            yield _NULL
-        else:
-            data = text.encode()
-            yield len(data).to_bytes(8, "little") + data
+def hashed_bytes(encoded_prompts: pa.LargeBinaryArray) -> memoryview:
+    """Returns the bytes of prompts that `encoded` returned, one prompt after the other; nothing is copied."""
+    first, num = encoded_prompts.offset, len(encoded_prompts)
+    _, offsets, data = encoded_prompts.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[[first, first + num]]
+    return memoryview(data)[bounds[0] : bounds[1]]
 
 
 def joined(batches: Sequence[Prompts]) -> Prompts:
@@ -130,7 +140,8 @@ def _drawn(batches: Iterable[Prompts], num: int, seed: int) -> Iterator[Prompts]
             best = _smallest(joined(pool), num, seed)
             pool, num_pooled, threshold = [best], len(best), lots(best.rows, seed).max()
     if pool:
-        yield _smallest(joined(pool), num, seed)
+        drawn = _smallest(joined(pool), num, seed)
+        yield from (drawn.slice(start, start + _BATCH) for start in range(0, len(drawn), _BATCH))
 
 
 def _smallest(prompts: Prompts, num: int, seed: int) -> Prompts:

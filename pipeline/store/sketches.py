@@ -1,29 +1,23 @@
-"""The sketch store: the sketches of units, a Zarr v3 array a law and a shard file a unit; and the finished laws.
+"""The sketch store: the sketches of units, a Zarr v3 array a law and a shard file a unit; and folds of many units.
 
 A neuron's sketch is a row of 32-bit words (`pipeline.sketch.words`). Most counts are zero, and the bytes of a word are
 shuffled before they are compressed, which leaves about a fifteenth. Every chunk ends in a crc32c.
 """
 
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Iterable
+from typing import final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore
 
-from pipeline.errors import DamagedRunError, StoreError
-from pipeline.folder import RunFolder
-from pipeline.ledger import REDO
+from pipeline.folder import SKETCHES
 from pipeline.sketch import EXTRA_WORDS, Grid
-from pipeline.store.arrays import open_array
-from schemas import files
-from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, SideName, Unit, whole_chunks
+from pipeline.storage import AbstractStorage
+from pipeline.store.arrays import Layout, ShardedArray
+from schemas.plan import CHUNK_NEURONS, LAWS, LawName, Plan, whole_chunks
 
 Words = NDArray[np.int32]
-
-_UNITS = "units"
 
 
 @final
@@ -31,101 +25,76 @@ class SketchStore:
     """The sketches of a run.
 
     Args:
-        path: Folder of the store.
+        storage: Where the run lies.
         plan: The plan that laid it out.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self._path, self._plan = path, plan
+    def __init__(self, storage: AbstractStorage, plan: Plan) -> None:
+        self._storage, self._plan = storage, plan
         self._words = {law: words_per_neuron(plan.precision(law)) for law in LAWS}
-        self._read: dict[LawName, zarr.Array[Any]] = {}
+        self._arrays = {
+            law: ShardedArray(storage, f"{SKETCHES}/{law}", self._units(law))
+            for law in LAWS
+            if plan.sketched_units(law)
+        }
 
-    def create(self) -> None:
-        """Lays out the arrays of the units. Called once, by the planner; an array that exists is left as it is."""
-        for law in LAWS:
-            num_units = sum(self._plan.sketches(law, unit) for unit in self._plan.units())
-            if num_units and not (self._path / _UNITS / law / "zarr.json").exists():
-                width = self._plan.width
-                words = self._words[law]
-                shape, chunk = (num_units, width, words), (1, CHUNK_NEURONS, words)
-                _create(self._path, f"{_UNITS}/{law}", shape, chunk, (1, whole_chunks(width), words))
+    @property
+    def arrays(self) -> Iterable[ShardedArray]:
+        """The arrays of the laws that are sketched."""
+        return self._arrays.values()
 
-    def write(self, law: LawName, unit: Unit, words: Words) -> Path:
-        """Writes the sketch of one unit as one shard file, durable before this returns.
+    def shard(self, law: LawName, unit: int) -> str:
+        """The key of the file that holds the sketch of a unit."""
+        return self._arrays[law].key(unit)
+
+    def encode(self, law: LawName, unit: int, words: Words) -> bytes:
+        """Returns the shard file of a unit's sketch.
 
         Args:
             law: The law that it belongs to.
-            unit: The unit.
+            unit: Number of the unit in its side.
             words: ``[neurons of all sites, words]``.
+        """
+        return self._arrays[law].encode((unit,), self._region(law, unit, slice(0, self._plan.width)), words[None])
 
-        Returns:
-            The shard file.
+    def decode(self, law: LawName, unit: int, columns: slice, data: bytes) -> Words:
+        """Returns the sketch of a unit for some columns, ``[columns, words]``, given its file.
 
         Raises:
-            StoreError: The disk refuses.
+            DamagedRunError: A checksum in it does not match.
         """
-        path = self.shard(law, unit.index)
-        try:
-            path.unlink(missing_ok=True)  # Zarr reads the old shard before it overwrites it, and fails on a torn one.
-            open_array(self._path, f"{_UNITS}/{law}", "r+")[unit.index] = words
-            for made in (path, path.parent, path.parent.parent):
-                files.sync(made)
-        except OSError as exc:
-            raise StoreError(str(path), exc.strerror or str(exc)) from exc
-        return path
+        found: Words = self._arrays[law].decode((unit,), self._region(law, unit, columns), data)[0]
+        return found
 
     def read(self, law: LawName, unit: int, columns: slice) -> Words:
-        """Returns the sketch of one unit for some columns, ``[columns, words]``.
+        """Returns the sketch of a unit for some columns, of which only the chunks that hold them are read.
 
         Raises:
-            DamagedRunError: A chunk's checksum does not match.
+            DamagedRunError: A checksum in it does not match.
         """
-        if law not in self._read:
-            self._read[law] = open_array(self._path, f"{_UNITS}/{law}", "r")
-        return _values(self._read[law], (unit, columns), self.shard(law, unit), self.redo(law, unit))
+        place = self._storage.place(self.shard(law, unit))
+        found: Words = self._arrays[law].read(self._region(law, unit, columns), place)[0]
+        return found
 
-    def shard(self, law: LawName, unit: int) -> Path:
-        """The file that holds the sketch of a unit."""
-        return self._path / _UNITS / law / "c" / str(unit) / "0" / "0"
+    def fold(self, law: LawName, folder: str, width: int) -> ShardedArray:
+        """Returns the array of merged sketches, ``[width, words]``, which is one shard.
 
-    def redo(self, law: LawName, unit: int) -> str:
-        """Returns what to do about a unit whose sketch is damaged."""
-        side: SideName = "target" if law == "target" else "source"
-        return REDO.format(RunFolder(self._path.parent).receipt(Unit(side, unit, 0, 0)))
-
-    def write_law(self, law: LawName, site: int, words: Words) -> None:
-        """Writes the finished law of a site, which appears whole or not at all; one that exists is left as it is.
-
-        Raises:
-            StoreError: The disk refuses.
+        Args:
+            law: The law.
+            folder: Key of its folder.
+            width: Neurons of its sites.
         """
-        path = self._law(law, site)
-        shard = (whole_chunks(len(words)), self._words[law])
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.staged_folder(path) as folder:
-                _create(folder, "", words.shape, (CHUNK_NEURONS, self._words[law]), shard)
-                open_array(folder, "", "r+")[:] = words
-                for made in (folder / "c" / "0" / "0", folder / "c" / "0", folder / "c", folder / "zarr.json"):
-                    files.sync(made)
-        except FileExistsError:
-            return
-        except OSError as exc:
-            raise StoreError(str(path), exc.strerror or str(exc)) from exc
+        words = self._words[law]
+        chunk = (CHUNK_NEURONS, words)
+        return ShardedArray(self._storage, folder, _layout((width, words), chunk, (whole_chunks(width), words)))
 
-    def read_law(self, law: LawName, site: int) -> Words | None:
-        """Returns the finished law of a site, ``[neurons, words]``, or None while there is none.
+    def _region(self, law: LawName, unit: int, columns: slice) -> tuple[slice, ...]:
+        return slice(unit, unit + 1), columns, slice(0, self._words[law])
 
-        Raises:
-            DamagedRunError: A chunk's checksum does not match.
-        """
-        path = self._law(law, site)
-        if not path.exists():
-            return None
-        return _values(open_array(path, "", "r"), slice(None), path, f"delete {path} and run the same command again")
-
-    def _law(self, law: LawName, site: int) -> Path:
-        return self._path / "laws" / law / f"{site:05d}"
+    def _units(self, law: LawName) -> Layout:
+        width, words = self._plan.width, self._words[law]
+        chunk = (1, CHUNK_NEURONS, words)
+        return _layout((self._plan.sketched_units(law), width, words), chunk, (1, whole_chunks(width), words))
 
 
 def words_per_neuron(precision: int) -> int:
@@ -133,29 +102,6 @@ def words_per_neuron(precision: int) -> int:
     return Grid(precision).num_cells + EXTRA_WORDS
 
 
-def _create(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...]) -> None:
-    try:
-        zarr.create_array(
-            store=LocalStore(path),
-            name=name or None,
-            shape=shape,
-            chunks=chunks,
-            shards=shards,
-            dtype="int32",
-            fill_value=0,
-            compressors=[BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
-        )
-    except OSError as exc:
-        raise StoreError(str(path / name), exc.strerror or str(exc)) from exc
-
-
-def _values(
-    array: "zarr.Array[Any]",
-    where: Any,  # noqa: ANN401 - what Zarr indexes by
-    path: Path,
-    remedy: str,
-) -> Words:
-    try:
-        return np.asarray(array[where])
-    except (ValueError, OSError, RuntimeError) as exc:
-        raise DamagedRunError(str(path), str(exc), remedy) from exc
+def _layout(shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...]) -> Layout:
+    packed = BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle")
+    return Layout(shape, chunks, shards, "int32", 0, (packed, Crc32cCodec()))

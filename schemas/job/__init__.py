@@ -9,6 +9,7 @@ from schemas.document import SpecError
 from schemas.job.model import HUB_ID, CausalLM, TextToImage
 from schemas.job.prompts import Range, Side
 from schemas.job.read import read_job
+from schemas.job.section import from_base
 from schemas.job.spec import PADDING, Compute, Failures, Job, Law, Store
 from schemas.job.transport import DetZero, Selection, Transport
 
@@ -28,5 +29,6 @@ __all__ = [
     "Store",
     "TextToImage",
     "Transport",
+    "from_base",
     "read_job",
 ]

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.job.section import CountOrNone, Number, Section, TextOrNone, Texts, Whole
+from schemas.job.section import CountOrNone, Number, Section, TextOrNone, Texts, Whole, from_base
 
 Scalar = StrictBool | StrictInt | Number | StrictStr
 Bound = Annotated[StrictInt | Number | StrictStr | None, Field(description="a number or text")]
@@ -83,5 +83,5 @@ class Side(Section):
     def located(self, base: Path) -> "Side":
         """Returns the side with its relative paths taken from the folder `base`, and absolute."""
         paths = (self.path,) if isinstance(self.path, str) else self.path
-        found = tuple(p if "://" in p else str(Path(base, p).absolute()) for p in paths)
+        found = tuple(from_base(path, base) for path in paths)
         return self.model_copy(update={"path": found[0] if isinstance(self.path, str) else found})

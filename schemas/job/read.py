@@ -11,6 +11,7 @@ from schemas.job.spec import Job
 from schemas.refusal import refusal
 
 MAX_SPEC_DEPTH = 16
+MAX_SPEC_EVENTS = 10_000
 
 
 def read_job(path: Path) -> Job:
@@ -30,7 +31,9 @@ def _compose(file: str, text: str) -> Node | None:
     """Returns the root node of a document that is plain: no aliases, no anchors, no tags, no deep nesting."""
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if number > MAX_SPEC_EVENTS:
+                raise SpecError(file, None, None, f"found more than {MAX_SPEC_EVENTS:,} keys and values; wanted fewer")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             exotic = isinstance(event, yaml.NodeEvent) and (event.anchor or getattr(event, "tag", None))
             if exotic or depth > MAX_SPEC_DEPTH:

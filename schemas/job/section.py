@@ -1,5 +1,6 @@
 """What the sections of a spec are made of: their base, and the kinds of values that several of them take."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,3 +21,8 @@ class Section(BaseModel):
     """A section of the spec: its keys and no others, fixed once read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def from_base(path: str, base: Path) -> str:
+    """Returns a path, absolute from the folder `base`; a URL stays."""
+    return path if "://" in path else str(Path(base, path).absolute())

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from schemas.job.model import CausalLM, TextToImage, located
 from schemas.job.prompts import Side
-from schemas.job.section import Count, CountOrZero, Number, Section, Text, Texts
+from schemas.job.section import Count, CountOrZero, Number, Section, Text, TextOrNone, Texts, from_base
 from schemas.job.transport import DetZero, Transport
 from schemas.refusal import ConflictError
 
@@ -26,7 +26,7 @@ def _read_bytes(value: object) -> object:
 
 _SLUG = "a letter or digit, then at most 99 letters, digits, dots, dashes or underscores"
 _BYTES = "bytes: a whole number above 0, or like 20GiB (KiB MiB GiB TiB KB MB GB TB)"
-_LAW = "auto, exact, sketch, or a section with keys of kind, precision"
+_LAW = "auto, exact, sketch, or a section with keys of kind, precision, misfits"
 _DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,4})?)$"
 Version = Annotated[int, Field(strict=True, ge=1, le=1, description="1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description=_SLUG)]
@@ -42,10 +42,13 @@ class Law(Section):
     Args:
         kind: ``exact`` keeps the values, ``sketch`` counts them; ``auto`` takes what the number of samples asks for.
         precision: A sketch has ``2 ** precision`` buckets in each octave.
+        misfits: What is done about neurons whose sketch had a frame that does not fit: ``report`` says so, ``mend``
+            counts them anew from the activations, all of which have to be stored.
     """
 
     kind: Literal["auto", "exact", "sketch"] = "auto"
     precision: Precision = PRECISION
+    misfits: Literal["report", "mend"] = "report"
 
     @model_validator(mode="before")
     @classmethod
@@ -93,22 +96,47 @@ class Compute(Section):
 
 @final
 class Store(Section):
-    """What is kept of the activations beyond what an exact law needs, and how many bytes that may take."""
+    """What is kept beyond what the laws need, and how many bytes it may take.
 
-    activations: Literal["all", "none"] = "all"
+    Args:
+        activations: Of which prompts the pooled activations are kept, beyond what an exact law needs: ``sample`` is a
+            hundredth of them, drawn by a hash, for audits.
+        sketches: ``units`` keeps the sketch of each unit, ``merged`` only what reducers have merged of them.
+        quota: Bytes that activations and sketches may take.
+        laws: A catalogue of laws, a folder or a URL: a side whose law is in it is not run again, one that is not is
+            added. None for none.
+    """
+
+    activations: Literal["all", "sample", "none"] = "all"
+    sketches: Literal["units", "merged"] = "units"
     quota: Bytes = 20 << 30
+    laws: TextOrNone = None
 
 
 @final
 class Failures(Section):
-    """What share of the prompts may be quarantined before the job stops."""
+    """What may fail, and how long is waited.
+
+    Args:
+        quarantine_at_most: What share of the prompts may be quarantined before the job stops.
+        attempts: How often a unit may lose its worker before its prompts are suspected.
+        deadline: Seconds after which a unit's worker counts as hung; None takes what units took so far.
+        lease: Seconds without a heartbeat after which another driver may take the run over.
+    """
 
     quarantine_at_most: Annotated[Number, Field(ge=0, le=1, description="a number from 0 to 1")] = 0.001
+    attempts: Count = 3
+    deadline: Annotated[Number | None, Field(gt=0, description="seconds, above 0")] = None
+    lease: Annotated[Number, Field(gt=0, description="seconds, above 0")] = 30.0
 
 
 @final
 class Job(Section):
-    """A whole job: a model, two sides, where to look, and how to fit."""
+    """A whole job: a model, two sides, where to look, and how to fit.
+
+    Args:
+        extends: An earlier run, a folder or a URL, of fewer or other prompts: what it computed is not computed again.
+    """
 
     version: Version
     name: Name
@@ -124,6 +152,7 @@ class Job(Section):
     compute: Compute = Compute()
     store: Store = Store()
     failures: Failures = Failures()
+    extends: TextOrNone = None
 
     @field_validator("pooling")
     @classmethod
@@ -142,15 +171,29 @@ class Job(Section):
     @field_validator("store")
     @classmethod
     def _stores_samples_to_read(cls, store: Store, info: ValidationInfo) -> Store:
-        if store.activations == "none" and _reads_samples(info):
+        if store.activations != "all" and _reads_samples(info):
             raise ConflictError("activations", "all with method iti-probe, which reads single samples")
+        return store
+
+    @field_validator("store")
+    @classmethod
+    def _stores_what_mends(cls, store: Store, info: ValidationInfo) -> Store:
+        law = info.data.get("law")
+        if isinstance(law, Law) and law.misfits == "mend":
+            if store.activations != "all":
+                raise ConflictError("activations", "all with misfits: mend, which reads them")
+            if store.laws is not None:
+                raise ConflictError("laws", "nothing with misfits: mend, for a law in a catalogue has no activations")
         return store
 
     def located(self, base: Path) -> "Job":
         """Returns the job with absolute paths; a hub id that is no folder under `base` stays."""
         model = self.model.model_copy(update={"path": located(self.model.path, base)})
         sides = {"source": self.source.located(base), "target": self.target.located(base)}
-        return self.model_copy(update={"model": model, **sides})
+        extends = None if self.extends is None else from_base(self.extends, base)
+        laws = None if self.store.laws is None else from_base(self.store.laws, base)
+        store = self.store.model_copy(update={"laws": laws})
+        return self.model_copy(update={"model": model, **sides, "extends": extends, "store": store})
 
 
 def _reads_samples(info: ValidationInfo) -> bool:

@@ -84,7 +84,7 @@ def test_the_folder_is_the_contract(saved: Path) -> None:
         for part in ("scale", "shift", "low", "high", "error")
     }
     card = json.loads((saved / CARD).read_text("utf-8"))
-    assert card["format_version"] == 2
+    assert card["format_version"] == 3
     assert [site["hookpoint"] for site in card["sites"]] == list(WIDTHS)
     assert "less toxic 🎸" in (saved / README).read_text("utf-8")
 

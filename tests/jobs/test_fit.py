@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,11 +120,19 @@ def test_text_to_image_goes_the_same_way(tmp_path, build, guidance):
 
 def test_a_finished_run_does_nothing_when_it_is_run_again(llama, tmp_path):
     first = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and "steer/" in str(p)}
+    stamps = {p: p.lstat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     again = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     assert again.steer.card == first.steer.card
     assert again.timings.prompts == len(SOURCES) + len(TARGETS)
-    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    assert {p: p.lstat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == stamps
+
+
+def test_a_link_to_the_steer_that_is_gone_is_led_back_by_the_same_command(llama, tmp_path):
+    first = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
+    (tmp_path / "run" / "steer").unlink()
+    again = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
+    assert act.load(tmp_path / "run" / "steer").card == again.steer.card == first.steer.card
+    assert again.timings == first.timings
 
 
 def test_units_without_a_receipt_are_run_and_no_others(llama, tmp_path):
@@ -131,26 +140,25 @@ def test_units_without_a_receipt_are_run_and_no_others(llama, tmp_path):
     folder = tmp_path / "run"
     (folder / "receipts" / "source" / "00000002.json").unlink()
     (folder / "activations.zarr" / "source" / "c" / "2" / "0").write_bytes(b"torn")
-    for name in ("steer.json", "steer.safetensors", "README.md"):
-        (folder / "steer" / name).unlink()
-    (folder / "steer").rmdir()
+    (folder / "CURRENT").unlink()
+    shutil.rmtree(folder / "steers")
     shards = {p: p.stat().st_mtime_ns for p in folder.glob("activations.zarr/*/c/*/0")}
     again = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     assert again.steer.card.tensors == first.steer.card.tensors
     assert [p.parent.name for p, t in shards.items() if p.stat().st_mtime_ns != t] == ["2"]
+    assert again.tally.num_units == 9
+    assert again.receipts == first.receipts[:2] + again.receipts[2:3] + first.receipts[3:]
 
 
 def test_a_flipped_byte_in_a_shard_is_found_before_it_is_used(llama, tmp_path):
     run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     folder = tmp_path / "run"
-    for path in (folder / "steer").iterdir():
-        path.unlink()
-    (folder / "steer").rmdir()
+    (folder / "CURRENT").unlink()
     shard = folder / "activations.zarr" / "target" / "c" / "1" / "0"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(DamagedRunError, match=r"target/c/1/0.*receipts/target/00000001\.json"):
+    with pytest.raises(DamagedRunError, match=r"target/c/1/0 is damaged.*run the same command again with --repair"):
         run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
 
 
@@ -213,7 +221,7 @@ def test_a_damaged_steer_of_a_run_is_named_with_what_to_do(llama, tmp_path, dama
     if damage == "empty":
         for path in steer.iterdir():
             path.unlink()
-    with pytest.raises(DamagedRunError, match=r"run/steer is damaged.*delete this folder and run the same command"):
+    with pytest.raises(DamagedRunError, match=r"run/steers/\w+ is damaged.*run the same command again with --repair"):
         run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
 
 

@@ -122,7 +122,7 @@ def test_another_model_is_refused_and_the_difference_named(generate, fitted, tmp
         ("steer.json", lambda data: data[:50], "cannot be loaded"),
         ("steer.json", lambda _: b"", "cannot be loaded"),
         ("steer.json", lambda _: b"[]", "cannot be loaded"),
-        ("steer.json", lambda data: data.replace(b'"format_version": 2', b'"format_version": 9'), "format version"),
+        ("steer.json", lambda data: data.replace(b'"format_version": 3', b'"format_version": 9'), "format version"),
         ("steer.json", lambda data: data.replace(b'"width": 32', b'"width": 31', 1), "cannot be loaded"),
     ],
 )

@@ -1,8 +1,8 @@
 """Runs that stop, by a signal or with their process, and go on with the same command."""
 
-import fcntl
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,10 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.lease import Lease
+from pipeline.storage import LocalStorage
 from tests.command import ROOT, environment
 from tests.jobs.runs import write_spec
 
-UNITS = 400
+UNITS = 120
+
+#: Takes the lease of a run and dies with it.
+TAKES = """
+import os, sys
+from pathlib import Path
+from pipeline.lease import Lease
+from pipeline.storage import LocalStorage
+
+Lease(LocalStorage(Path(sys.argv[1]))).acquire()
+os._exit(9)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +39,7 @@ def spec(llama, tmp_path_factory):
         folder,
         {"kind": "causal-lm", "path": str(llama)},
         compute={"unit_size": 2, "max_tokens": 16, "batch_tokens": 32},
+        failures={"lease": 1.0},
         source={"path": "many.txt"},
         target={"path": "others.txt"},
     )
@@ -71,7 +85,9 @@ def same_bytes(run: Path, other: Path) -> bool:
     return (run / name).read_bytes() == (other / name).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL], ids=lambda number: number.name
+)
 def test_a_run_that_is_stopped_goes_on_with_the_same_command_to_the_same_steer(
     actmap, spec, undisturbed, tmp_path, number
 ):
@@ -100,6 +116,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command_to_the_same_steer(
     assert actmap("status", run, "--json").json["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_ignored_when_the_command_began_stops_it_too(actmap, spec, tmp_path):
     run = tmp_path / "run"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does for `command &`
@@ -113,6 +130,7 @@ def test_a_signal_that_was_ignored_when_the_command_began_stops_it_too(actmap, s
     assert process.returncode == 75
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_turned_away_and_the_first_goes_on(actmap, spec, undisturbed, tmp_path):
     run = tmp_path / "run"
     with started(spec, run, actmap.cache) as process:
@@ -121,27 +139,37 @@ def test_a_second_driver_is_turned_away_and_the_first_goes_on(actmap, spec, undi
         _, err = process.communicate()
     assert second.code == 75
     assert second.err.splitlines()[-1] == (
-        f"actmap: another process works on {run}; wait for it, or name another folder"
+        f"actmap: another process works on {run} (process {process.pid} on {socket.gethostname()}); wait for it, or "
+        "name another folder"
     )
     assert process.returncode == 0, err
     assert same_bytes(run, undisturbed)
 
 
-def test_the_lock_of_a_process_that_died_holds_nobody_up(actmap, fitted, tmp_path):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    with (run / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert actmap("fit", fitted.parent / "spec.yaml", "--run", run).code == 75
+def test_the_lease_of_a_process_that_died_holds_nobody_up_and_one_that_is_held_keeps_only_fits_out(
+    actmap, fitted, tmp_path
+):
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
+    (run / "CURRENT").unlink()
+    spec = tmp_path / "spec.yaml"
+    for name in ("source.txt", "target.txt"):
+        shutil.copy(fitted.parent / name, tmp_path)
+    spec.write_text((fitted.parent / "spec.yaml").read_text() + "failures: {lease: 0.5}\n")
+    with Lease(LocalStorage(run), seconds=0.5).held():
+        assert actmap("fit", spec, "--run", run).code == 75
         assert actmap("status", run).code == 0
-    assert actmap("fit", fitted.parent / "spec.yaml", "--run", run).code == 0
+    died = subprocess.run([sys.executable, "-c", TAKES, str(run)], cwd=ROOT, env=environment(actmap.cache), check=False)
+    assert died.returncode == 9
+    assert actmap("fit", spec, "--run", run).code == 0
+    assert same_bytes(run, fitted)
 
 
 def test_a_finished_run_is_left_as_it_is(actmap, fitted, tmp_path):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.rglob("*")}
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
+    before = {path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in run.rglob("*")}
     again = actmap("fit", fitted.parent / "spec.yaml", "--run", run, "--json")
     assert again.code == 0
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.rglob("*")} == before
+    assert {path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in run.rglob("*")} == before
 
 
 def test_a_run_whose_plan_alone_was_written_goes_on(actmap, fitted, tmp_path):
@@ -153,13 +181,14 @@ def test_a_run_whose_plan_alone_was_written_goes_on(actmap, fitted, tmp_path):
 
 
 def test_leftovers_of_torn_writes_change_nothing(actmap, fitted, tmp_path):
-    run = Path(shutil.copytree(fitted, tmp_path / "run"))
-    shutil.rmtree(run / "steer")
+    run = Path(shutil.copytree(fitted, tmp_path / "run", symlinks=True))
+    (run / "CURRENT").unlink()
+    (run / "steer").unlink()
     (run / "receipts" / "target" / "00000001.json").unlink()
     (run / "receipts" / "target" / ".00000001.json.1.ab.partial").write_bytes(b"{")
     (run / "activations.zarr" / "target" / "c" / "1" / "0").write_bytes(b"torn")
-    (run / ".steer.1.ab.partial").mkdir()
-    (run / ".steer.1.ab.partial" / "steer.json").write_bytes(b"{")
+    (run / ".steer.1.ab.partial").symlink_to("steers/none")
+    (run / ".CURRENT.1.ab.partial").write_bytes(b"0")
     before = shards(run)
     assert actmap("fit", fitted.parent / "spec.yaml", "--run", run).code == 0
     assert {place: shards(run)[place] for place in before} == before

@@ -1,6 +1,5 @@
 """A real local Ray: what it listens on, that workers change no bit, and what happens when they die."""
 
-import dataclasses
 import os
 import signal
 import stat
@@ -8,19 +7,22 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 
 from jobs.status import status
-from pipeline.cluster import RayWorkers, _ray, _token_file
-from pipeline.errors import ClusterError, ModelLoadError, WorkerLostError
-from pipeline.folder import RunFolder
-from pipeline.plan import read_plan
-from schemas.plan import Plan
-from tests.jobs.runs import SOURCES, TARGETS, run, write_spec
+from pipeline.cluster.connect import connected, token_file
+from pipeline.cluster.crew import Berths, RayCrew
+from pipeline.cluster.workers import check_room
+from pipeline.errors import ClusterError, StoreError, WorkerLostError
+from pipeline.scheduling import Policy, Scheduler
+from tests.jobs.runs import run, write_spec
 from tests.models import tiny_llama
+from tests.pipeline.scheduling.simulation import Records, units
+from tests.pipeline.scheduling.stand_in import StandIn
 
 RAY = {"workers": 2}
 
@@ -31,25 +33,23 @@ def model(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def laid_out(model, tmp_path_factory) -> Path:
-    """A run whose units are all still to do, with a finished twin beside it that ran in process."""
-    folder = tmp_path_factory.mktemp("run")
-    run(folder, model)
-    return folder
+def ray() -> Iterator[Any]:
+    with connected("local", 3) as ray:
+        yield ray
+    assert not [p for p in psutil.Process().children(recursive=True) if "ray" in p.name()], "Ray left something behind"
 
 
-def two_workers(folder: RunFolder) -> Plan:
-    plan = read_plan(folder)
-    return dataclasses.replace(plan, spec={**plan.spec, "compute": {**plan.spec["compute"], **RAY}})
+@pytest.fixture(scope="module")
+def crew(ray) -> Iterator[RayCrew]:
+    crew = RayCrew(ray, Berths("local", num_workers=2, threads=1, gpus=0), StandIn, ({}, "nobody"))
+    yield crew
+    crew.close()
 
 
-def fresh(folder: Path, tmp_path: Path) -> RunFolder:
-    """A copy of a run without receipts, shards and steer."""
-    copy = RunFolder(tmp_path / "run")
-    subprocess.run(["cp", "-r", str(folder / "run"), str(copy.root)], check=True)
-    for path in [*copy.root.glob("receipts/*/*.json"), *copy.root.glob("activations.zarr/*/c/*/0")]:
-        path.unlink()
-    return copy
+@pytest.fixture(scope="module")
+def scheduler(crew) -> Scheduler:
+    """Runs units without a hurry: nothing is raced."""
+    return Scheduler(crew, Records(), Policy(deadline=3.0, race_after=1e9))
 
 
 def sockets() -> list[tuple[str, str]]:
@@ -62,16 +62,55 @@ def sockets() -> list[tuple[str, str]]:
     ]
 
 
-def test_ray_listens_on_loopback_alone_with_a_private_token_and_leaves_nothing_behind(laid_out, tmp_path):
-    folder = fresh(laid_out, tmp_path)
-    plan = two_workers(folder)
-    with RayWorkers(plan, folder.root) as workers:
-        found = sockets()
-        assert {ip.removeprefix("::ffff:") for _, ip in found} == {"127.0.0.1"}
-        assert any(name == "gcs_server" for name, _ in found), "the sockets of Ray itself were not seen"
-        assert stat.S_IMODE(_token_file().stat().st_mode) == 0o600
-        assert len(list(workers.extract(list(plan.units())[:2]))) == 2
-    assert not [p for p in psutil.Process().children(recursive=True) if "ray" in p.name()]
+def landed(crew: RayCrew, scheduler: Scheduler, number: int, deeds: dict[tuple[int, int], str], name: str = "") -> Any:
+    """The receipts of units, of workers that do as told."""
+    crew.turn(deeds, name)
+    scheduler.turn(Records())
+    receipts = sorted(scheduler.run(units(number)), key=lambda receipt: receipt.unit)
+    assert [receipt.unit for receipt in receipts] == list(range(number))
+    return receipts
+
+
+def test_ray_listens_on_loopback_alone_with_a_private_token(crew, scheduler):
+    landed(crew, scheduler, 2, {})
+    found = sockets()
+    assert {ip.removeprefix("::ffff:") for _, ip in found} == {"127.0.0.1"}
+    assert any(name == "gcs_server" for name, _ in found), "the sockets of Ray itself were not seen"
+    assert stat.S_IMODE(token_file().stat().st_mode) == 0o600
+
+
+def test_workers_that_find_no_room_are_refused_with_the_numbers(ray):
+    with pytest.raises(ClusterError, match="4 workers need 4 CPUs and it has 3"):
+        check_room(ray, Berths("local", 4, 1, 0))
+
+
+def test_workers_that_die_are_replaced_and_turn_to_another_run_as_the_others_do(crew, scheduler):
+    first = landed(crew, scheduler, 8, {(2, 1): "die"}, "first")
+    assert first[2].attempt > 1
+    second = landed(crew, scheduler, 8, {(3, 1): "leave"}, "second")
+    assert second[3].attempt > 1
+    assert {receipt.model for receipt in first} == {"first"}
+    assert {receipt.model for receipt in second} == {"second"}
+    assert {receipt.worker for receipt in first} & {receipt.worker for receipt in second}
+
+
+def test_a_stopped_worker_is_ended_at_the_deadline(crew, scheduler):
+    receipts = landed(crew, scheduler, 6, {(1, 1): "stop"})
+    assert receipts[1].attempt > 1
+    assert psutil.STATUS_STOPPED not in {one.status() for one in psutil.Process().children(recursive=True)}
+
+
+def test_errors_of_workers_arrive_as_themselves(crew, scheduler):
+    with pytest.raises(StoreError, match="a cannot be written: b"):
+        landed(crew, scheduler, 2, {(1, 1): "raise"})
+
+
+@pytest.mark.parametrize(("deed", "error"), [("raise", StoreError), ("leave", WorkerLostError)])
+def test_what_is_wrong_at_the_start_is_told_and_nothing_is_started_for_ever(ray, deed, error):
+    crew = RayCrew(ray, Berths("local", 1, 1, 0), StandIn, ({(-1, 1): deed}, ""))
+    with pytest.raises(error, match=r"cannot be written|while it loaded the model"):
+        Scheduler(crew, Records(), Policy(start_attempts=2)).muster()
+    crew.close()
 
 
 def test_two_workers_give_the_bits_of_one_process(model, tmp_path):
@@ -79,42 +118,7 @@ def test_two_workers_give_the_bits_of_one_process(model, tmp_path):
     together = run(tmp_path / "together", model, compute=RAY)
     assert together.steer.card.tensors == alone.steer.card.tensors
     assert together.plan.fingerprint == alone.plan.fingerprint
-    assert len({receipt.worker for receipt in together.receipts}) == 2
-
-
-def test_a_killed_worker_is_replaced_and_every_unit_counts_once(laid_out, tmp_path):
-    folder = fresh(laid_out, tmp_path)
-    plan = two_workers(folder)
-    units = list(plan.units())
-    receipts = []
-    with RayWorkers(plan, folder.root) as workers:
-        for receipt in workers.extract(units):
-            receipts.append(receipt)
-            if len(receipts) == 1:
-                os.kill(receipt.worker, signal.SIGKILL)
-    assert sorted((r.side, r.unit) for r in receipts) == sorted((u.side, u.index) for u in units)
-    assert sum(r.num_prompts for r in receipts) == len(SOURCES) + len(TARGETS)
-    assert len({r.worker for r in receipts}) == 3
-
-
-def test_a_unit_that_always_kills_its_worker_stops_the_run_resumably(laid_out, tmp_path, monkeypatch):
-    folder = fresh(laid_out, tmp_path)
-    plan = two_workers(folder)
-    monkeypatch.setattr("pipeline.extract.Extractor.extract", lambda self, unit: os._exit(7))
-    with RayWorkers(plan, folder.root) as workers, pytest.raises(WorkerLostError, match=r"source unit 0 .* 3 times"):
-        list(workers.extract(list(plan.units())[:1]))
-
-
-def test_an_error_of_a_worker_arrives_as_itself(laid_out, tmp_path, model):
-    folder = fresh(laid_out, tmp_path)
-    plan = two_workers(folder)
-    broken = tmp_path / "broken"
-    subprocess.run(["cp", "-r", model["path"], str(broken)], check=True)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    plan = dataclasses.replace(plan, location=str(broken))
-    with pytest.raises(ModelLoadError, match="broken"), RayWorkers(plan, folder.root):
-        pass
+    assert os.getpid() not in {receipt.worker for receipt in together.receipts}
 
 
 @pytest.mark.slow
@@ -149,12 +153,3 @@ def test_a_stopped_driver_resumes_to_the_same_bits(model, tmp_path, number):
     resumed = run(tmp_path, model, compute=RAY | {"unit_size": 1})
     undisturbed = run(tmp_path / "undisturbed", model, compute={"unit_size": 1})
     assert resumed.steer.card.tensors == undisturbed.steer.card.tensors
-
-
-def test_workers_that_find_no_room_are_refused_with_the_numbers(laid_out, tmp_path):
-    plan = two_workers(fresh(laid_out, tmp_path))
-    with _ray("local", 1) as ray:
-        workers = RayWorkers(plan, tmp_path / "run")
-        workers._ray = ray
-        with pytest.raises(ClusterError, match="2 workers need 2 CPUs and it has 1"):
-            workers._check_room()

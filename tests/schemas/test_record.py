@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import record
-from schemas.card import Card, SideCard, SiteCard
+from schemas.card import Card, SideCard, SiteCard, SplitCard
+from schemas.fold import Fold
 from schemas.plan import Law, Memory, ModelFacts, Numerics, Plan, SideFacts, Site
-from schemas.receipt import Output, Quarantined, Receipt
+from schemas.receipt import Output, Quarantined, Receipt, Split
 from schemas.record import RecordError
 from schemas.timings import Timings
 
@@ -39,12 +40,15 @@ def made(drawn: Any) -> Any:
     """The record of a recipe."""
     if isinstance(drawn, tuple):
         return tuple(made(item) for item in drawn)
+    if isinstance(drawn, dict):
+        return {key: made(item) for key, item in drawn.items()}
     if not isinstance(drawn, partial):
         return drawn
     return drawn.func(*map(made, drawn.args), **{name: made(item) for name, item in drawn.keywords.items()})
 
 
-sides = recipe(SideFacts, counts, text)
+sides = recipe(SideFacts, counts, text, counts)
+laws = recipe(Law, st.sampled_from(["exact", "sketch"]), counts, st.sampled_from(["report", "mend"]))
 plans = recipe(
     Plan,
     version=st.just(1),
@@ -57,31 +61,38 @@ plans = recipe(
     source=sides,
     target=sides,
     rows_per_prompt=counts,
-    law=recipe(Law, st.sampled_from(["exact", "sketch"]), counts),
+    law=st.fixed_dictionaries({"source": laws, "target": laws}),
     memory=recipe(Memory, counts, counts, counts, counts, counts, counts),
     disk=counts,
     sketch_disk=counts,
 )
+outputs = recipe(Output, st.sampled_from(["activations", "tokens"]), text, counts, counts, text)
+quarantined = st.lists(recipe(Quarantined, counts, text), max_size=3).map(tuple)
 receipts = recipe(
     Receipt,
     plan=text,
     model=text,
     side=words,
     unit=counts,
+    attempt=counts,
+    origin=text,
     num_prompts=counts,
-    num_tokens=st.lists(counts, max_size=5).map(tuple),
+    tokens=st.binary(max_size=12),
     num_truncated=counts,
-    quarantined=st.lists(recipe(Quarantined, counts, text), max_size=3).map(tuple),
-    outputs=st.lists(recipe(Output, st.sampled_from(["activations", "tokens"]), text, counts, counts)).map(tuple),
+    quarantined=quarantined,
+    splits=st.lists(recipe(Split, counts, counts), max_size=2).map(tuple),
+    outputs=st.lists(outputs, max_size=3).map(tuple),
     seconds=numbers,
     compute_seconds=numbers,
     worker=counts,
     peak_memory=counts,
 )
-side_cards = recipe(SideCard, counts, counts, counts, counts, text)
+folds = recipe(Fold, text, words, counts, counts, st.binary(max_size=9), counts, counts, outputs)
+splits = st.lists(recipe(SplitCard, counts, counts, counts), max_size=2).map(tuple)
+side_cards = recipe(SideCard, counts, counts, counts, counts, counts, text, quarantined, splits)
 cards = recipe(
     Card,
-    format_version=st.just(2),
+    format_version=st.just(3),
     **dict.fromkeys(("name", "kind", "method", "support", "select", "law", "pooling", "template", "estimation"), text),
     threshold=numbers,
     sites=st.lists(recipe(SiteCard, text, text, counts, *[numbers] * 6, counts), max_size=3).map(tuple),
@@ -105,6 +116,7 @@ class Small:
     number: int
     real: float
     name: str
+    raw: bytes
     flag: bool
     kind: Literal[1, "one"]
     maybe: str | None
@@ -113,14 +125,18 @@ class Small:
     anything: Any
 
 
-SMALL = Small(1, 0.5, "é", flag=True, kind=1, maybe=None, many=(1, 2), by_name={"b": 1.0, "a": 2.0}, anything=[{}])
+SMALL = Small(
+    number=1, real=0.5, name="é", raw=b"\0\xff", flag=True, kind=1, maybe=None, many=(1, 2),
+    by_name={"b": 1.0, "a": 2.0}, anything=[{}],
+)  # fmt: skip
 
 
 def written(**changes: Any) -> bytes:
-    return json.dumps(dataclasses.asdict(SMALL) | changes).encode()
+    return json.dumps(dataclasses.asdict(SMALL) | {"raw": "AP8="} | changes).encode()
 
 
-@given(plans | receipts | cards | timings)
+@settings(max_examples=60)
+@given(plans | receipts | cards | timings | folds)
 def test_a_record_comes_back_equal_and_is_written_with_the_same_bytes(drawn: partial) -> None:
     value = made(drawn)
     data = record.dump(value)
@@ -140,7 +156,7 @@ def test_equal_records_have_equal_bytes_whatever_the_order_of_their_keys() -> No
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Small)])
 def test_a_change_of_any_field_is_another_digest(field: str) -> None:
     changed: dict[str, Any] = {
-        "number": 2, "real": 0.25, "name": "e", "flag": False, "kind": "one", "maybe": "", "many": (2, 1),
+        "number": 2, "real": 0.25, "name": "e", "raw": b"\0", "flag": False, "kind": "one", "maybe": "", "many": (2, 1),
         "by_name": {"a": 1.0, "b": 2.0}, "anything": None,
     }  # fmt: skip
     assert record.digest(dataclasses.replace(SMALL, **{field: changed[field]})) != record.digest(SMALL)
@@ -177,6 +193,10 @@ def test_a_whole_number_is_read_as_a_real_one() -> None:
         ({"real": 10**400}, "Small.real: found an integer"),
         ({"name": None}, "Small.name: found null, wanted a string"),
         ({"name": ["x" * 10**6]}, "Small.name: found an array, wanted a string"),
+        ({"raw": 1}, "Small.raw: found an integer, 1, wanted a string"),
+        ({"raw": "AP8"}, "Small.raw: found a string, 'AP8', wanted bytes in base64"),
+        ({"raw": "AP8=\n"}, "Small.raw: found a string, 'AP8=\\n', wanted bytes in base64"),
+        ({"raw": "é" * 100}, "Small.raw: found a string, 'éé"),
         ({"flag": 1}, "Small.flag: found an integer, 1, wanted a boolean"),
         ({"kind": True}, "Small.kind: found a boolean, True, wanted one of 1, 'one'"),
         ({"kind": 1.0}, "Small.kind: found a number, 1.0, wanted one of 1, 'one'"),
@@ -199,7 +219,7 @@ def test_another_type_is_refused_with_its_place(changes: dict[str, Any], sentenc
 def test_a_missing_key_is_named() -> None:
     tree = json.loads(written())
     del tree["flag"], tree["many"]
-    with pytest.raises(RecordError, match="found no flag, many, wanted the keys number, real, name, flag"):
+    with pytest.raises(RecordError, match="found no flag, many, wanted the keys number, real, name, raw, flag"):
         record.load(Small, json.dumps(tree).encode())
 
 
@@ -245,6 +265,50 @@ def test_no_other_error_than_a_record_error_leaves_it(data: bytes) -> None:
         record.load(Receipt, data)
 
 
+def test_a_sealed_record_comes_back_and_says_so_in_one_more_key() -> None:
+    data = record.seal(SMALL)
+    assert record.unseal(Small, data) == SMALL
+    assert json.loads(data) == json.loads(record.dump(SMALL)) | {"checksum": record.digest(SMALL)}
+    assert record.seal(record.unseal(Small, data)) == data
+
+
+def test_bytes_are_base64_text() -> None:
+    assert json.loads(record.dump(SMALL))["raw"] == "AP8="
+    for raw in (b"", b"\0" * 100, bytes(range(256))):
+        assert record.load(Small, record.dump(dataclasses.replace(SMALL, raw=raw))).raw == raw
+
+
+def test_every_changed_byte_of_a_sealed_record_is_found() -> None:
+    data = record.seal(SMALL)
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(RecordError):
+            record.unseal(Small, bytes(changed))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        record.dump(SMALL),
+        record.seal(SMALL)[:-1],
+        record.seal(SMALL) + b"\n",
+        json.dumps(json.loads(record.seal(SMALL))).encode(),
+        record.seal(SMALL).replace(b"AP8=", b"AP9="),  # the same bytes in base64, written otherwise
+        record.seal(Timings()),
+        record.dump(json.loads(record.dump(SMALL)) | {"checksum": record.digest(dataclasses.replace(SMALL, number=2))}),
+        b" " * (record.MAX_RECORD_BYTES + 1),
+    ],
+)
+def test_what_was_not_sealed_so_is_refused(data: bytes) -> None:
+    with pytest.raises(RecordError) as caught:
+        record.unseal(Small, data)
+    assert len(str(caught.value)) < 300
+
+
+@settings(max_examples=50)
 @given(receipts, st.data())
 def test_a_changed_byte_gives_a_record_or_a_record_error(drawn: partial, data: st.DataObject) -> None:
     raw = bytearray(record.dump(made(drawn)))

@@ -9,16 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline import artifact
 from pipeline.fit import fit
 from pipeline.folder import RunFolder
 from pipeline.frames import read_frame, write_frame
 from pipeline.laws import Laws
-from pipeline.ledger import Ledger, measure
+from pipeline.ledger import Ledger
+from pipeline.plan import read_plan, settle
 from pipeline.sketch import Frame, Grid, HistogramSketch
+from pipeline.storage import AbstractStorage, LocalStorage
 from pipeline.store import ActivationStore, SketchStore
-from schemas import files, record
+from pipeline.tally import Tally
 from schemas.plan import LAWS, Law, LawName, Memory, ModelFacts, Numerics, Plan, SideFacts, Site, Unit
-from schemas.receipt import Output, OutputKind, Quarantined, Receipt
+from schemas.receipt import Output, Quarantined, Receipt, packed_tokens
 
 BLOCKS = [
     *(f"model.layers.{block}.{kind}" for block in range(3) for kind in ("input_layernorm", "post_attention_layernorm")),
@@ -37,7 +40,10 @@ MakeBlock = Callable[[Plan, Unit, Shifts], Block]
 TOKENS = 10  #: of each prompt
 
 #: What a spec says to keep no activations.
-SKETCHED: dict[str, Any] = {"law": {"kind": "sketch", "precision": 5}, "store": {"activations": "none"}}
+SKETCHED: dict[str, Any] = {
+    "law": {"kind": "sketch", "precision": 5},
+    "store": {"activations": "none", "sketches": "units"},
+}
 
 
 def make_plan(sites: Sequence[str], prompts: tuple[int, int] = (40, 30), width: int = 8, **spec: Any) -> Plan:
@@ -53,11 +59,13 @@ def make_plan(sites: Sequence[str], prompts: tuple[int, int] = (40, 30), width: 
         "pooling": "mean",
         "estimation": "simultaneous",
         "transport": {},
-        "law": {"kind": "exact", "precision": 5},
+        "law": {"kind": "exact", "precision": 5, "misfits": "report"},
         "compute": {"workers": 2, "max_tokens": 64, "unit_size": 16, "batch_tokens": 4096},
-        "store": {"activations": "all"},
+        "store": {"activations": "all", "sketches": "units"},
+        "failures": {"quarantine_at_most": 0.1},
     } | spec
     job["transport"] = {"method": "linear", "support": "observed", "select": None} | job["transport"]
+    law = Law(job["law"]["kind"], job["law"]["precision"])
     return Plan(
         version=1,
         spec=job,
@@ -69,7 +77,7 @@ def make_plan(sites: Sequence[str], prompts: tuple[int, int] = (40, 30), width: 
         source=SideFacts(prompts[0], "a" * 64),
         target=SideFacts(prompts[1], "b" * 64),
         rows_per_prompt=1,
-        law=Law(job["law"]["kind"], job["law"]["precision"]),
+        law={"source": law, "target": law},
         memory=Memory(0, 0, 0, 0, 0, 0),
         disk=0,
         sketch_disk=0,
@@ -94,24 +102,19 @@ def make_run(
     shifts: Shifts = SHIFTS,
     lost: Sequence[Quarantined] = (),
     make_block: MakeBlock = make_block,
-) -> RunFolder:
+) -> LocalStorage:
     """Writes a finished run; the prompts in `lost` are quarantined in the first source unit."""
-    folder = RunFolder(root)
-    folder.make()
-    files.publish(folder.plan, record.dump(plan))
-    ledger = Ledger(folder, plan)
-    if plan.keeps_activations:
-        ActivationStore(folder.activations, plan).create()
-    SketchStore(folder.sketches, plan).create()
-    receipts = []
+    storage = LocalStorage(root)
+    settle(plan, storage)
+    ledger, tally = Ledger(storage, plan), Tally(plan)
     for unit in plan.units():
         block = make_block(plan, unit, shifts)
         gone = tuple(lost) if (unit.side, unit.index) == ("source", 0) else ()
         block[[one.row for one in gone]] = np.nan
-        outputs = tuple(_written(folder, plan, unit, block))
-        receipts.append(ledger.commit(unit, make_receipt(plan, unit, outputs, gone)))
-    fit(plan, Laws(plan, root, receipts), receipts).save(folder.steer)
-    return folder
+        outputs = tuple(_written(storage, plan, unit, block))
+        tally.add(ledger.commit(unit, make_receipt(plan, unit, outputs, gone)))
+    artifact.publish(storage, fit(plan, Laws(storage, plan), tally))
+    return storage
 
 
 def make_receipt(plan: Plan, unit: Unit, outputs: tuple[Output, ...], gone: tuple[Quarantined, ...]) -> Receipt:
@@ -122,10 +125,13 @@ def make_receipt(plan: Plan, unit: Unit, outputs: tuple[Output, ...], gone: tupl
         model="e" * 64,
         side=unit.side,
         unit=unit.index,
+        attempt=1,
+        origin="",
         num_prompts=unit.num_prompts,
-        num_tokens=tuple(0 if row in lost else TOKENS for row in range(unit.num_prompts)),
+        tokens=packed_tokens([0 if row in lost else TOKENS for row in range(unit.num_prompts)]),
         num_truncated=2 if unit.index == 0 else 0,
         quarantined=gone,
+        splits=(),
         outputs=outputs,
         seconds=1.0,
         compute_seconds=0.9,
@@ -134,24 +140,23 @@ def make_receipt(plan: Plan, unit: Unit, outputs: tuple[Output, ...], gone: tupl
     )
 
 
-def laws_of(folder: RunFolder) -> tuple[Plan, Laws]:
+def laws_of(storage: AbstractStorage) -> tuple[Plan, Laws]:
     """Returns the plan and the laws of a finished run."""
-    plan = record.load(Plan, folder.plan.read_bytes())
-    return plan, Laws(plan, folder.root, Ledger(folder, plan).split(plan.units())[0])
+    plan = read_plan(storage)
+    return plan, Laws(storage, plan)
 
 
-def _written(folder: RunFolder, plan: Plan, unit: Unit, block: Block) -> Iterator[Output]:
-    def output(kind: OutputKind, path: Path) -> Output:
-        return Output(kind, str(path.relative_to(folder.root)), *measure(path))
-
-    if plan.keeps_activations:
-        yield output("activations", ActivationStore(folder.activations, plan).write(unit, block))
+def _written(storage: AbstractStorage, plan: Plan, unit: Unit, block: Block) -> Iterator[Output]:
+    ledger, activations, sketches = Ledger(storage, plan), ActivationStore(storage, plan), SketchStore(storage, plan)
+    if plan.kept(unit.side) != "none":
+        yield ledger.publish(unit, "activations", activations.shard(unit), activations.encode(unit, block))
     kept = block[np.isfinite(block).all(axis=1)]
     for law in LAWS:
         if plan.sketches(law, unit):
             samples = _tokens(kept) if law == "tokens" else kept
-            words = _sketch(folder, plan, law, samples).to_words().numpy()
-            yield output(law, SketchStore(folder.sketches, plan).write(law, unit, words))
+            words = _sketch(storage, plan, law, samples).to_words().numpy()
+            data = sketches.encode(law, unit.index, words)
+            yield ledger.publish(unit, law, sketches.shard(law, unit.index), data)
 
 
 def _tokens(block: Block) -> Block:
@@ -160,12 +165,12 @@ def _tokens(block: Block) -> Block:
     return (block + noise).reshape(-1, block.shape[1]).astype(np.float32)
 
 
-def _sketch(folder: RunFolder, plan: Plan, law: LawName, samples: Block) -> HistogramSketch:
+def _sketch(storage: AbstractStorage, plan: Plan, law: LawName, samples: Block) -> HistogramSketch:
     """Returns the sketch of a unit, all sites side by side, in the frame that the law's first unit chose."""
-    values, path = torch.from_numpy(samples), folder.frame(law)
-    if not path.exists():
-        write_frame(path, Frame.from_pilot(values))
-    sketch = HistogramSketch.empty(read_frame(path), Grid(plan.precision(law)))
+    values = torch.from_numpy(samples)
+    if not storage.exists(RunFolder(storage).frame(law)):
+        write_frame(storage, plan, law, Frame.from_pilot(values))
+    sketch = HistogramSketch.empty(read_frame(storage, plan, law), Grid(plan.precision(law)))
     sketch.update(values)
     return sketch
 

@@ -9,8 +9,8 @@ import torch
 from act.marginal import Marginal
 from act.steer import load
 from jobs.report.laws import NUM_NEURONS, NUM_OF_ONE_SITE, NeuronLaws, most_moved
-from pipeline.folder import RunFolder
 from pipeline.laws import Laws
+from pipeline.storage import LocalStorage
 from schemas.plan import SIDES, LawName, Plan, SideName, Unit
 from tests.jobs.report.runs import BLOCKS, SHIFTS, SKETCHED, Block, Shifts, laws_of, make_block, make_plan, make_run
 
@@ -20,9 +20,9 @@ QUANTILE = {"transport": {"method": "quantile"}}
 KINDS = {"exact": {}, "exact quantile": QUANTILE, "sketch": SKETCHED, "sketch quantile": SKETCHED | QUANTILE}
 
 
-def drawn(folder: RunFolder) -> tuple[NeuronLaws, ...]:
+def drawn(folder: LocalStorage) -> tuple[NeuronLaws, ...]:
     plan, laws = laws_of(folder)
-    return most_moved(plan, load(folder.steer), laws)
+    return most_moved(plan, load(folder.root / "steer"), laws)
 
 
 def samples_of(plan: Plan, side: SideName, neuron: NeuronLaws) -> np.ndarray:
@@ -33,7 +33,7 @@ def samples_of(plan: Plan, side: SideName, neuron: NeuronLaws) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, RunFolder]:
+def runs(tmp_path_factory) -> dict[str, LocalStorage]:
     return {
         kind: make_run(tmp_path_factory.mktemp("run") / "music", make_plan(BLOCKS, **spec))
         for kind, spec in KINDS.items()
@@ -41,7 +41,7 @@ def runs(tmp_path_factory) -> dict[str, RunFolder]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def run(request, runs) -> RunFolder:
+def run(request, runs) -> LocalStorage:
     return runs[request.param]
 
 
@@ -80,7 +80,7 @@ def test_laws_are_shares_of_the_samples_and_the_transported_law_lies_on_the_targ
 
 @pytest.mark.parametrize("kind", ["exact", "exact quantile"])
 def test_of_exact_laws_all_is_numpys(runs, kind):
-    plan, steer = laws_of(runs[kind])[0], load(runs[kind].steer)
+    plan, steer = laws_of(runs[kind])[0], load(runs[kind].root / "steer")
     for neuron in drawn(runs[kind]):
         place = slice(neuron.moved.neuron, neuron.moved.neuron + 1)
         source, target = (samples_of(plan, side, neuron) for side in SIDES)
@@ -98,7 +98,7 @@ def test_of_exact_laws_all_is_numpys(runs, kind):
 
 
 def test_the_curve_is_the_map_over_its_support(run, neurons):
-    steer = load(run.steer)
+    steer = load(run.root / "steer")
     for neuron in neurons:
         transport = steer.maps[neuron.moved.hookpoint].of(slice(neuron.moved.neuron, neuron.moved.neuron + 1))
         x, y = neuron.curve
@@ -126,7 +126,7 @@ def test_one_site_at_a_time_is_in_memory(run, monkeypatch):
         return found
 
     monkeypatch.setattr(Laws, "marginal", watched)
-    found = most_moved(plan, load(run.steer), laws)
+    found = most_moved(plan, load(run.root / "steer"), laws)
     sites = [site.hookpoint for site in plan.sites]
     shown = sorted({sites.index(neuron.moved.hookpoint) for neuron in found})
     assert asked == [("source", n) for n in range(len(sites))] + [(side, n) for n in shown for side in SIDES]

@@ -1,5 +1,6 @@
 """The page of finished runs: what it shows, and that nothing in it is fetched, run or hidden."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -11,9 +12,10 @@ from jobs.report.facts import Facts, gather
 from jobs.report.laws import NUM_NEURONS
 from jobs.report.write import render
 from jobs.text import size
-from pipeline.folder import RunFolder
+from pipeline.folder import TIMINGS
 from pipeline.ledger import Ledger
-from schemas import files, record
+from pipeline.storage import LocalStorage
+from schemas import record
 from schemas.receipt import Quarantined
 from schemas.timings import Timings
 from tests.jobs.report.runs import BLOCKS, HOSTILE, SKETCHED, Page, laws_of, make_plan, make_run
@@ -34,10 +36,10 @@ KINDS: dict[str, dict[str, Any]] = {"exact": {}, "sketch": SKETCHED | TOKENS}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def run(request, tmp_path_factory) -> RunFolder:
+def run(request, tmp_path_factory) -> LocalStorage:
     lost = [Quarantined(3, "empty: no tokens"), Quarantined(7, HOSTILE.replace("\ud800", ""))]
     folder = make_run(tmp_path_factory.mktemp("run") / "music", make_plan(BLOCKS, **KINDS[request.param]), lost=lost)
-    files.publish(folder.timings, record.dump(Timings(STAGES, 2, 70)))
+    folder.write(TIMINGS, record.seal(Timings(STAGES, 2, 70)))
     return folder
 
 
@@ -94,11 +96,11 @@ def test_page_shows_every_site_with_its_numbers_and_the_fingerprints(facts, page
 
 def test_page_says_how_the_laws_were_made_and_what_was_kept(run, facts, page):
     plan, _ = laws_of(run)
-    outputs = [one for receipt in Ledger(run, plan).split(plan.units())[0] for one in receipt.outputs]
+    outputs = [one for receipt in Ledger(run, plan).receipts() for one in receipt.outputs]
     kept = sum(one.size for one in outputs if one.kind == "activations")
-    sketches = sum((run.root / one.path).stat().st_size for one in outputs if one.kind != "activations")
+    sketches = sum(run.size(one.path) for one in outputs if one.kind != "activations")
     assert f"Activations kept {size(kept) if kept else 'none'} Sketches kept {size(sketches)}" in page.text
-    if plan.law.kind == "exact":
+    if not plan.sketched:
         assert "Laws exact: every sample is kept" in page.text
         assert kept
     else:
@@ -110,7 +112,7 @@ def test_page_says_how_the_laws_were_made_and_what_was_kept(run, facts, page):
 
 def test_page_says_what_the_bound_is_and_draws_it(facts, page):
     assert "anywhere on their support that the source's samples reach. This is proven, not estimated" in page.text
-    exact = facts.plan.law.kind == "exact"
+    exact = not facts.plan.sketched
     assert ("what is left is the rounding of float32" in page.text) == exact
     assert ("a finer sketch, by law.precision , has a smaller bound" in page.text) == (not exact)
     labels = [figure["aria-label"] for figure in page.named("svg")]
@@ -152,7 +154,9 @@ def test_colours_of_figures_follow_the_theme(page, written):
 
 def test_the_same_run_gives_the_same_bytes_and_leaves_torch_as_it_was(run, written):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    assert write_report(run, GENERATIONS).read_bytes() == written.encode()
+    assert write_report(run.uri, GENERATIONS) == run.place("report.html")
+    assert run.read("report.html") == written.encode()
+    assert run.read("report.html.sha256") == f"{hashlib.sha256(written.encode()).hexdigest()}  report.html\n".encode()
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 

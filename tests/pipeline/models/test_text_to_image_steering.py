@@ -20,10 +20,10 @@ from tests.pipeline.models.drawing import CASES, MID, RULE, STREAMS, checkpoint_
 def _steer(model: TextToImageModel, survey: Survey, maps: Mapping[str, AbstractMap]) -> Steer:
     here = (site for site in survey.sites if site.hookpoint in maps)
     sites = tuple(SiteCard(s.hookpoint, s.module_type, s.width, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0) for s in here)
-    side = SideCard(1, 1, 0, 0, "")
+    side = SideCard(1, 0, 1, 0, 0, "")
     return Steer(
         Card(
-            format_version=2,
+            format_version=3,
             name="tiny",
             kind="text-to-image",
             method="linear",

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import EmptySelectionError, InputError
-from pipeline.prompts import blocks, fingerprint, formats, select
+from pipeline.prompts import blocks, fingerprint, formats, query, select
 from pipeline.prompts.draw import lots
+from pipeline.prompts.query import REMOVED, Prompts, encoded, hashed_bytes
 from schemas.job import Range, Side
 from tests.pipeline.prompts.tables import SUFFIXES, write_table
 
@@ -81,6 +82,7 @@ def test_selection_equals_a_naive_one(tmp_path_factory, files, suffix, where, pi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_BYTES", block_bytes)
         patch.setattr(formats, "BATCH_ROWS", 4)
+        patch.setattr(query, "_BATCH", 7)
         if not wanted:
             with pytest.raises(EmptySelectionError, match=f"none of the {len(rows)} rows"):
                 selection(side)
@@ -143,7 +145,11 @@ def test_reading_is_lazy(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     def peak(num_rows):
-        path = write_table(tmp_path / f"{num_rows}{suffix}", [{"text": "x" * 1000}] * num_rows, row_group_size=5000)
+        rows = [{"text": "x" * 1000}] * (num_rows if suffix == ".parquet" else 1)
+        path = write_table(tmp_path / f"{num_rows}{suffix}", rows, row_group_size=5000)
+        if suffix != ".parquet":
+            *head, line = path.read_bytes().splitlines(keepends=True)
+            path.write_bytes(b"".join(head) + line * num_rows)
         before, peak = pa.total_allocated_bytes(), 0
         for _ in select(Side(path=str(path), column="text")):
             peak = max(peak, pa.total_allocated_bytes() - before)
@@ -169,6 +175,26 @@ def test_fingerprint_tells_null_from_blank_and_where_prompts_end(tmp_path):
         path = write_table(tmp_path / f"{i}.jsonl", [{"text": text, "k": 1} for text in table])
         prints.add(fingerprint(Side(path=str(path), column="text")).fingerprint)
     assert len(prints) == len(tables)
+
+
+@given(
+    texts=st.lists(st.none() | st.text(st.characters(codec="utf-8"), max_size=6)),
+    removed=st.sets(st.integers(0, 20)), start=st.integers(0, 5), stop=st.integers(0, 20),
+)  # fmt: skip
+def test_hashed_bytes_are_lengths_and_texts(texts, removed, start, stop):
+    """Also those of a part, whose buffers begin elsewhere."""
+    start = min(start, len(texts))
+    rows = np.array([REMOVED if i in removed else i for i in range(len(texts))], np.int64)
+    texts = [None if i in removed else text for i, text in enumerate(texts)]
+    wanted = [
+        b"\xfe" + b"\xff" * 7 if i in removed
+        else b"\xff" * 8 if text is None
+        else len(text.encode()).to_bytes(8, "little") + text.encode()
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    prompts = Prompts(rows, pa.array(texts, pa.large_string()))
+    assert bytes(hashed_bytes(encoded(prompts)[start:stop])) == b"".join(wanted[start:stop])
+    assert bytes(hashed_bytes(encoded(prompts.slice(start, stop)))) == b"".join(wanted[start:stop])
 
 
 def test_an_empty_selection_says_how_many_rows_and_why(tmp_path):

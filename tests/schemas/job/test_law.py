@@ -24,6 +24,8 @@ def again(job: Job) -> Job:
         ("{precision: 8, kind: sketch}", Law(kind="sketch", precision=8)),
         ("{precision: 6}", Law(kind="auto", precision=6)),
         ("{kind: exact, precision: 5}", Law(kind="exact")),
+        ("{misfits: report}", Law(misfits="report")),
+        ("{kind: sketch, misfits: mend}", Law(kind="sketch", misfits="mend")),
     ],
 )
 def test_a_law_is_read_and_written(read, written, law):
@@ -33,7 +35,7 @@ def test_a_law_is_read_and_written(read, written, law):
 
 
 def test_the_default_law_is_auto(read):
-    assert read((f"law:        {LAW}\n", "")).law == Law(kind="auto", precision=5)
+    assert read((f"law:        {LAW}\n", "")).law == Law(kind="auto", precision=5, misfits="report")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +43,9 @@ def test_the_default_law_is_auto(read):
     [
         ("exakt", "'law.kind' is 'exakt'; wanted one of auto, exact, sketch; did you mean 'exact'?"),
         ("{kind: sketched}", "'law.kind' is 'sketched'; wanted one of auto, exact, sketch; did you mean 'sketch'?"),
-        ("null", "'law' is null; wanted auto, exact, sketch, or a section with keys of kind, precision"),
-        ("5", "'law' is 5; wanted auto, exact, sketch, or a section with keys of kind, precision"),
+        ("null", "'law' is null; wanted auto, exact, sketch, or a section with keys of kind, precision, misfits"),
+        ("5", "'law' is 5; wanted auto, exact, sketch, or a section with keys of kind, precision, misfits"),
+        ("{misfits: mended}", "'law.misfits' is 'mended'; wanted one of report, mend; did you mean 'mend'?"),
         ("{precision: 0}", "'law.precision' is 0; wanted a whole number from 1 to 8"),
         ("{kind: sketch, precision: 9}", "'law.precision' is 9; wanted a whole number from 1 to 8"),
         ("{kind: sketch, precision: 5.0}", "'law.precision' is 5.0; wanted a whole number from 1 to 8"),
@@ -53,7 +56,7 @@ def test_the_default_law_is_auto(read):
         ),
         (
             "{kind: sketch, precison: 5}",
-            "unknown key 'precison' under 'law'; wanted one of kind, precision; did you mean 'precision'?",
+            "unknown key 'precison' under 'law'; wanted one of kind, precision, misfits; did you mean 'precision'?",
         ),
     ],
 )
@@ -62,11 +65,26 @@ def test_a_law_that_is_none(refused, written, sentence):
 
 
 @pytest.mark.parametrize("law", ["auto", "exact", "sketch"])
-@pytest.mark.parametrize("activations", ["all", "none"])
-def test_every_law_goes_with_every_store(read, law, activations):
-    job = read((LAW, law), ("activations: all", f"activations: {activations}"))
-    assert job.store == Store(activations=activations, quota=20 << 30)
+@pytest.mark.parametrize("activations", ["all", "sample", "none"])
+@pytest.mark.parametrize("sketches", ["units", "merged"])
+def test_every_law_goes_with_every_store(read, law, activations, sketches):
+    job = read((LAW, law), ("activations: all", f"activations: {activations}, sketches: {sketches}, laws: a/b"))
+    assert job.store == Store(activations=activations, sketches=sketches, quota=20 << 30, laws="a/b")
     assert again(job) == job
+
+
+def test_mending_reads_all_activations_of_the_run_itself(read, refused):
+    mend = (LAW, "{misfits: mend}")
+    assert read(mend).law.misfits == "mend"
+    assert read(mend, ("activations: all", "sketches: merged")).store.activations == "all"
+    for kept in ("sample", "none"):
+        assert refused(mend, ("activations: all", f"activations: {kept}")) == (
+            f"spec.yaml line 15: 'store.activations' is '{kept}'; wanted all with misfits: mend, which reads them"
+        )
+    assert refused(mend, ("activations: all", "laws: a/b")) == (
+        "spec.yaml line 15: 'store.laws' is 'a/b'; "
+        "wanted nothing with misfits: mend, for a law in a catalogue has no activations"
+    )
 
 
 def test_the_probe_needs_its_samples(read, refused):
@@ -80,7 +98,9 @@ def test_the_probe_needs_its_samples(read, refused):
     assert refused(PROBE, ("{activations: all,", "{\n  activations: none,")) == (
         f"spec.yaml line 16: 'store.activations' is 'none'; wanted all {samples}"
     )
-    assert refused(PROBE, (LAW, "exact"), ("activations: all", "activations: none")).startswith("spec.yaml line 15: ")
+    for kept in ("sample", "none"):
+        sentence = refused(PROBE, (LAW, "exact"), ("activations: all", f"activations: {kept}"))
+        assert sentence.startswith(f"spec.yaml line 15: 'store.activations' is '{kept}'; wanted all ")
 
 
 @pytest.mark.parametrize("law", ["auto", "exact", "sketch"])

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.job import Job, SpecError, read_job
@@ -30,6 +30,7 @@ WORDS = [
     "of",
 ]
 WORDS += ["sites", "across", "site", "kind", "exact", "sketch", "precision", "activations", "none", "reducers", "where"]
+WORDS += ["misfits", "mend", "laws", "sketches", "merged", "attempts", "lease"]
 LEAVES = st.none() | st.booleans() | st.integers(-2, 9) | st.floats(-1, 101) | st.sampled_from(WORDS)
 TREES = st.recursive(
     LEAVES, lambda tree: st.lists(tree, max_size=3) | st.dictionaries(st.sampled_from(WORDS), tree, max_size=4)
@@ -70,6 +71,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         read_job(tmp_path)
 
 
+@settings(max_examples=60)
 @given(st.text(max_size=300) | st.binary(max_size=300))
 def test_any_bytes_are_refused_in_one_sentence(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -79,9 +81,12 @@ def test_any_bytes_are_refused_in_one_sentence(tmp_path_factory, text):
     assert "\n" not in str(caught.value)
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(
-        st.sampled_from(["model", "source", "transport", "law", "store", "compute", "top"]), TREES, max_size=3
+        st.sampled_from(["model", "source", "transport", "law", "store", "compute", "failures", "extends", "top"]),
+        TREES,
+        max_size=3,
     )
 )
 def test_any_values_are_a_job_or_refused_in_one_sentence(tmp_path_factory, changes):

@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.job import CausalLM, Job, Range, Side
+from schemas.job import CausalLM, Failures, Job, Range, Side, Store
 
 
 def test_the_contracts_own_spec(read):
@@ -21,7 +21,10 @@ def test_what_may_be_left_out(read):
     assert job.hookpoints == ("a", "b")
     assert (job.model.steps, job.model.guidance, job.model.seed) == (4, 0.0, 0)
     assert job.transport.support == "observed"
-    assert (job.compute.workers, job.store.quota, job.failures.quarantine_at_most) == (2, 20 << 30, 0.001)
+    assert job.compute.workers == 2
+    assert job.store == Store(activations="all", sketches="units", quota=20 << 30, laws=None)
+    assert job.failures == Failures(quarantine_at_most=0.001, attempts=3, deadline=None, lease=30.0)
+    assert job.extends is None
 
 
 def test_round_trips_as_json(read):
@@ -58,6 +61,13 @@ def test_unknown_key_names_the_nearest_anywhere(refused):
     assert refused(("unit_size", "units_size")).endswith("did you mean 'unit_size'?")
     assert refused(("name: less-toxic", "name: a\nworker: 3")).endswith("did you mean 'compute.workers'?")
     assert refused(("dtype: float32", "gguf: a")).endswith("did you mean 'gguf_file'?")
+    assert refused(("activations: all", "activation: all")).endswith(
+        "wanted one of activations, sketches, quota, laws; did you mean 'activations'?"
+    )
+    assert refused(("0.001", "0.001, atempts: 1")).endswith(
+        "wanted one of quarantine_at_most, attempts, deadline, lease; did you mean 'attempts'?"
+    )
+    assert refused(("name: less-toxic", "name: a\nextend: b")).endswith("did you mean 'extends'?")
 
 
 def test_a_key_of_another_place_is_asked_for_before_a_near_one_here(refused):
@@ -111,6 +121,17 @@ def test_missing_key_names_the_line_of_its_section(refused):
         ("{min: 0.5}", "{mim: 2}", "line 8: unknown key 'mim' under 'target.where.score'; wanted one of min, max; did you mean 'min'?"),  # noqa: E501
         ("{min: 0.5}", "{}", "line 8: 'target.where.score' is {}; wanted min, max or both"),
         ("0.001", "1.5", "line 16: 'failures.quarantine_at_most' is 1.5; wanted a number from 0 to 1"),
+        ("0.001", "0.001, attempts: 0", "line 16: 'failures.attempts' is 0; wanted a whole number above 0"),
+        ("0.001", "0.001, attempts: null", "line 16: 'failures.attempts' is null; wanted a whole number above 0"),
+        ("0.001", "0.001, deadline: 0", "line 16: 'failures.deadline' is 0; wanted seconds, above 0"),
+        ("0.001", "0.001, deadline: 5m", "line 16: 'failures.deadline' is '5m'; wanted seconds, above 0"),
+        ("0.001", "0.001, lease: null", "line 16: 'failures.lease' is null; wanted seconds, above 0"),
+        ("0.001", "0.001, lease: .inf", "line 16: 'failures.lease' is '.inf'; wanted seconds, above 0"),
+        ("activations: all", "activations: any", "line 15: 'store.activations' is 'any'; wanted one of all, sample, none"),  # noqa: E501
+        ("activations: all", "sketches: none", "line 15: 'store.sketches' is 'none'; wanted one of units, merged"),
+        ("activations: all", "laws: 3", "line 15: 'store.laws' is 3; wanted text"),
+        ("activations: all", "laws: ''", "line 15: 'store.laws' is ''; wanted text"),
+        ("name: less-toxic", "extends: []", "line 2: 'extends' is []; wanted text (and 1 more)"),
         ("less-toxic", "../up", "line 2: 'name' is '../up'; wanted a letter or digit, then at most 99 letters, digits, dots, dashes or underscores"),  # noqa: E501
         ("batch_tokens: 4096", "batch_tokens: 127", "line 14: 'compute.batch_tokens' is 127; wanted at least 128, which is max_tokens rounded up to a multiple of 16"),  # noqa: E501
         ("max_tokens: 128", "max_tokens: 4097", "line 14: 'compute.batch_tokens' is 4096; wanted at least 4112, which is max_tokens rounded up to a multiple of 16"),  # noqa: E501
@@ -126,11 +147,7 @@ def test_default_batch_must_hold_a_prompt_too(refused):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "offered"),
-    [
-        ("estimation: simultaneous", "estimation: sequential", "simultaneous"),
-        ("activations: all", "activations: sample", "one of all, none"),
-    ],
+    ("old", "new", "offered"), [("estimation: simultaneous", "estimation: sequential", "simultaneous")]
 )
 def test_later_words_of_the_contract_say_what_there_is(refused, old, new, offered):
     sentence = refused((old, new))
@@ -176,6 +193,17 @@ def test_seeds_of_images(read, seed):
 def test_seeds_that_torch_would_not_take_are_refused(refused, seed):
     sentence = refused(("kind: causal-lm", "kind: text-to-image"), ("dtype: float32", f"seed: {seed}"))
     assert sentence == f"spec.yaml line 3: 'model.seed' is {seed}; wanted a whole number from 0 to 2**62"
+
+
+@pytest.mark.parametrize(
+    ("written", "place"), [("runs/old", "{base}/runs/old"), ("/runs/old", "/runs/old"), ("s3://b/old", "s3://b/old")]
+)
+def test_an_earlier_run_and_a_catalogue_are_places_beside_the_spec_or_urls(read, tmp_path, written, place):
+    job = read(("activations: all", f"laws: {written}"), ("version: 1\n", f"version: 1\nextends: {written}\n"))
+    located = job.located(tmp_path)
+    assert located.store.laws == located.extends == place.format(base=tmp_path)
+    assert (job.store.laws, job.extends) == (written, written)
+    assert located.located(tmp_path / "elsewhere") == located
 
 
 def test_urls_and_hub_ids_stay(read, tmp_path):

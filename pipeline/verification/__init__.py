@@ -1,0 +1,1 @@
+"""What verification is made of: a file for each part of a run that it looks at."""
