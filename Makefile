@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-s3 faults soak fuzz check bench clean
+.PHONY: help install demo test test-slow test-s3 faults faults-all soak fuzz check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9/-]+:.*## ' Makefile | sed -E 's/^([a-z0-9\/-]+):.*## /\1\t/' | expand -t 16
@@ -22,14 +22,17 @@ test: $(INSTALLED) ## run the fast tests
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED) ## run the tests that need a real model or minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/faults
 
 test-s3: $(INSTALLED) ## run the tests of object stores against an S3 server on loopback
 	$(PIP) -e '.[s3]' 'moto[s3]' flask flask-cors
 	$(BIN)/python -m pytest tests/pipeline/storage
 
-faults: $(INSTALLED) ## inject every fault of the catalogue, and kill a small run at every write
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/faults
+faults: $(INSTALLED) ## inject the faults that one process can meet
+	$(BIN)/python -m pytest -m 'slow or not slow' -k 'not every' --ignore tests/faults/test_ray.py tests/faults
+
+faults-all: $(INSTALLED) ## the same, those of a real Ray too, and at every single operation (an hour)
+	$(BIN)/python -m pytest -m 'slow or not slow' -s tests/faults
 
 soak: $(INSTALLED) ## an hour of random kills over 200,000 prompts
 	$(BIN)/python -m benchmarks.soak

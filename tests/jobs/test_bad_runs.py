@@ -38,7 +38,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(actmap, llama, tmp_pat
         ({"transport": {"method": "mean"}}, "transport.method was linear and is mean"),
         ({"compute": {"unit_size": 5}}, "compute.unit_size was 8 and is 5"),
         ({"source": {"limit": 7}}, "source.num_prompts was 40 and is 7"),
-        ({"hookpoints": "model.norm"}, "sites was"),
+        ({"hookpoints": "model.norm"}, "its hookpoints are others"),
         ({"template": "chat"}, "has no chat template"),
     ],
 )

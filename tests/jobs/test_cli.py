@@ -193,6 +193,7 @@ def test_a_reader_that_leaves_early_is_no_error(llama, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_a_failure_of_storage(llama, tmp_path):
     spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     with Path("/dev/full").open("w") as full:

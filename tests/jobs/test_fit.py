@@ -76,6 +76,7 @@ def test_the_steer_moves_the_model_it_was_fitted_on_and_leaves_it_as_it_was(llam
     assert fitted.steer.card.target.num_samples == len(TARGETS)
 
 
+@pytest.mark.slow
 def test_packing_and_unit_size_change_no_bit_and_the_same_spec_gives_the_same_steer(llama, tmp_path):
     model = {"kind": "causal-lm", "path": str(llama)}
     hashes = {

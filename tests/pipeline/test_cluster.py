@@ -113,14 +113,6 @@ def test_what_is_wrong_at_the_start_is_told_and_nothing_is_started_for_ever(ray,
     crew.close()
 
 
-def test_two_workers_give_the_bits_of_one_process(model, tmp_path):
-    alone = run(tmp_path / "alone", model)
-    together = run(tmp_path / "together", model, compute=RAY)
-    assert together.steer.card.tensors == alone.steer.card.tensors
-    assert together.plan.fingerprint == alone.plan.fingerprint
-    assert os.getpid() not in {receipt.worker for receipt in together.receipts}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_driver_resumes_to_the_same_bits(model, tmp_path, number):

@@ -114,7 +114,6 @@ def test_with_a_sample_of_the_activations_the_steer_has_the_same_bits(model, ske
     assert Laws(sample.storage, sample.plan).samples("target", 0).shape == (1, 32)  # of prompts 0, 309, 332, …
 
 
-@pytest.mark.slow
 def test_two_workers_and_two_reducers_give_the_same_bits(model, sketched, tmp_path):
     together = run(tmp_path, model, **SKETCH, compute={"workers": 2, "reducers": 2})
     assert together.steer.card.tensors == load_steer(sketched / "steer").card.tensors
@@ -203,6 +202,7 @@ def test_contrast_pairs_are_asked_for_before_anything_is_written(model, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_few_values_that_no_frame_fits_are_not_called_mended(model, tmp_path):
     spec = write_spec(
         tmp_path, model, law={"kind": "sketch", "misfits": "mend"}, pooling="last", compute={"unit_size": 210}
@@ -249,6 +249,7 @@ def test_a_frame_that_does_not_fit_is_mended_from_the_activations_where_that_is_
     assert (moved.abs() * source.variance[::3].sqrt() <= 0.2 * source.variance[::3].sqrt()).all()
 
 
+@pytest.mark.slow
 def test_else_it_is_said_the_bound_says_how_much_and_the_bits_do_not_depend_on_what_is_stored(misframed, exact):
     fitted, notices = misframed("all", **SKETCH)
     assert any("do not fit" in notice and "`law: {misfits: mend}`" in notice for notice in notices)

@@ -181,6 +181,7 @@ def test_a_damaged_unit_of_the_earlier_run_is_computed_and_the_user_is_told(go, 
     assert [event for event in told if isinstance(event, Notice) and f"{key} is damaged" in event.sentence]
 
 
+@pytest.mark.slow
 def test_a_side_whose_law_is_in_the_catalogue_is_not_run_again(go, ran, tmp_path):
     laws = {"store": {"laws": str(tmp_path / "laws")}}
     go("first", SOURCES[:50], TARGETS[:40], **laws)

@@ -132,6 +132,7 @@ def test_a_bit_flipped_in_each_file_is_found(copied, kind):
     assert damages(run) == []
 
 
+@pytest.mark.slow
 def test_the_first_file_named_is_the_one_that_was_harmed(copied, tmp_path):
     run = copied("merged")
     one_each = {(path.relative_to(run).parts[0], path.suffix): path for path in files(run)}
