@@ -141,7 +141,7 @@ def test_the_first_file_named_is_the_one_that_was_harmed(copied, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("kind", ["exact", "sketched", "merged"])
 def test_any_harm_to_any_file_is_found(copied, kind, seed, tmp_path):
     run = copied(kind)
