@@ -63,10 +63,6 @@ class RunFolder:
         """The receipt of a unit."""
         return f"{self.receipts(unit.side)}/{unit.index:08d}.json"
 
-    def quarantine(self, unit: Unit) -> str:
-        """The prompts of a unit that cost a worker its life."""
-        return f"quarantine/{unit.side}/{unit.index:08d}.json"
-
     def crumb(self, unit: Unit) -> str:
         """What a worker is about to do with a unit."""
         return f"{CRUMBS}/{unit.side}/{unit.index:08d}.json"

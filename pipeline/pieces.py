@@ -7,10 +7,8 @@ promises it.
 from dataclasses import dataclass
 from typing import final
 
-from pipeline.errors import DamagedRunError
-from pipeline.ledger import REPAIR
 from pipeline.storage import AbstractStorage
-from schemas import record
+from pipeline.unit_notes import UnitNotes
 from schemas.plan import SideName, Unit
 from schemas.receipt import Split
 
@@ -42,31 +40,20 @@ class Pieces:
     """
 
     def __init__(self, storage: AbstractStorage) -> None:
-        self._storage = storage
-        self._there: frozenset[str] | None = None
+        self._splits = UnitNotes(storage, SPLITS, UnitSplits)
 
     def key(self, unit: Unit) -> str:
         """Where a unit's lie."""
-        return f"{SPLITS}/{unit.side}/{unit.index:08d}.json"
+        return self._splits.key(unit)
 
     def known(self, unit: Unit) -> tuple[Split, ...]:
-        """Returns what is known of a unit; of which units something is, is asked once.
+        """Returns what is known of a unit.
 
         Raises:
             DamagedRunError: It cannot be read.
         """
-        if self._there is None:
-            self._there = frozenset(self._storage.keys(SPLITS))
-        key = self.key(unit)
-        if key not in self._there:
-            return ()
-        try:
-            found = record.unseal(UnitSplits, self._storage.read(key))
-        except (FileNotFoundError, record.RecordError) as exc:
-            raise DamagedRunError(self._storage.place(key), str(exc), REPAIR) from exc
-        if (found.side, found.unit) != (unit.side, unit.index):
-            raise DamagedRunError(self._storage.place(key), f"it is not that of {unit}", REPAIR)
-        return found.splits
+        found = self._splits.find(unit)
+        return () if found is None else found.splits
 
     def remember(self, unit: Unit, splits: tuple[Split, ...]) -> None:
         """Writes what is known of a unit.
@@ -74,5 +61,4 @@ class Pieces:
         Raises:
             StoreError: The storage refuses.
         """
-        self._storage.write(self.key(unit), record.seal(UnitSplits(unit.side, unit.index, splits)))
-        self._there = None
+        self._splits.write(unit, UnitSplits(unit.side, unit.index, splits))

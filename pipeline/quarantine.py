@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import final
 
-from pipeline.errors import DamagedRunError
 from pipeline.folder import RunFolder
-from pipeline.ledger import REPAIR, Ledger
+from pipeline.ledger import Ledger
 from pipeline.scheduling.records import AbstractRecords
 from pipeline.storage import AbstractStorage
+from pipeline.unit_notes import UnitNotes
 from schemas import record
 from schemas.plan import Plan, SideName, Unit
 from schemas.receipt import Quarantined, Receipt
@@ -43,7 +43,7 @@ class RunRecords(AbstractRecords):
 
     def __init__(self, storage: AbstractStorage, plan: Plan) -> None:
         self._storage, self._folder, self._ledger = storage, RunFolder(storage), Ledger(storage, plan)
-        self._there: set[str] | None = None
+        self._culprits = UnitNotes(storage, QUARANTINE, Culprits)
 
     def find(self, unit: Unit) -> Receipt | None:
         """Asks the ledger."""
@@ -57,22 +57,10 @@ class RunRecords(AbstractRecords):
             return None
 
     def known(self, unit: Unit) -> tuple[Quarantined, ...]:
-        """Reads what was remembered; of which units something was is asked once."""
-        if self._there is None:
-            self._there = set(self._storage.keys(QUARANTINE))
-        key = self._folder.quarantine(unit)
-        if key not in self._there:
-            return ()
-        try:
-            culprits = record.unseal(Culprits, self._storage.read(key))
-        except (FileNotFoundError, record.RecordError) as exc:
-            raise DamagedRunError(self._storage.place(key), str(exc), REPAIR) from exc
-        if (culprits.side, culprits.unit) != (unit.side, unit.index):
-            raise DamagedRunError(self._storage.place(key), f"it is not that of {unit}", REPAIR)
-        return culprits.prompts
+        """Reads what was remembered."""
+        culprits = self._culprits.find(unit)
+        return () if culprits is None else culprits.prompts
 
     def remember(self, unit: Unit, culprits: tuple[Quarantined, ...]) -> None:
         """Writes all that is known of a unit."""
-        key = self._folder.quarantine(unit)
-        self._storage.write(key, record.seal(Culprits(unit.side, unit.index, culprits)))
-        self._there = (self._there or set(self._storage.keys(QUARANTINE))) | {key}
+        self._culprits.write(unit, Culprits(unit.side, unit.index, culprits))
