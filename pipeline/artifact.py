@@ -67,6 +67,8 @@ def find(storage: AbstractStorage, plan: Plan | None = None) -> Steer | None:
     if key is None:
         return None
     place = storage.place(key)
+    if not storage.keys(key):
+        raise DamagedRunError(storage.place(CURRENT), f"it names {key}, which is not there", REPAIR)
     try:
         steer = _load(storage, key)
     except (SteerFileError, SteerNotFoundError) as exc:

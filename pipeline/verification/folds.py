@@ -68,15 +68,17 @@ class MergedUnits:
                 yield Damage(key, problem, None, "fold")
         for law in LAWS:
             keys = self._storage.keys(self._folder.folds(law))
-            for record in sorted({_record(key) for key in keys} - set(keys)):
-                problem = self._look.problem(record, partial(self._look.small, record))
-                if problem == MISSING and law not in self._denied:
-                    self._look.seen.leftovers += sum(_record(key) == record for key in keys)
-                elif problem is not None:
+            for record, problem in self._unread(keys):
+                if problem == MISSING and law in self._denied:
                     yield Damage(record, problem, None, "fold")
+                elif problem == MISSING:
+                    self._look.seen.leftovers += sum(_record(key) == record for key in keys)
 
     def _law(self, law: LawName) -> Iterator[Damage]:
         keys = self._storage.keys(self._folder.folds(law))
+        for record, problem in self._unread(keys):
+            if problem != MISSING:
+                yield Damage(record, problem, None, "fold")
         for key in (key for key in keys if _record(key) == key):
             found: list[Fold] = []
             problem, damaged = self._look.problem(key, partial(self._read, law, key, found.append)), key
@@ -87,6 +89,13 @@ class MergedUnits:
                 self._sums[key] = _Sum(found[-1], self._plan)
             elif self._storage.exists(key):  # else a reducer has put another in its place
                 yield Damage(damaged, problem, None, "fold")
+
+    def _unread(self, keys: list[str]) -> Iterator[tuple[str, str]]:
+        """Yields records that are no files though there are files of theirs, each with what is wrong with it."""
+        for record in sorted({_record(key) for key in keys} - set(keys)):
+            problem = self._look.problem(record, partial(self._look.small, record))
+            if problem is not None:
+                yield record, problem
 
     def _read(self, law: LawName, key: str, found: Callable[[Fold], None]) -> None:
         """Reads a record, and checks it against the plan.
