@@ -75,13 +75,18 @@ def _steered(steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractCloc
         if rows.start >= rows.stop or step not in steps:
             return None
         steps[step] = steps[step].to(tensor.device)
-        return hookpoint.put(output, _move_rows(tensor, rows, steps[step], str(hookpoint)))
+        return hookpoint.put(output, move_rows(tensor, rows, steps[step], str(hookpoint)))
 
     with clock.following(), hooked(modules, list(places), move):
         yield
 
 
-def _move_rows(tensor: torch.Tensor, rows: slice, transport: AbstractMap, site: str) -> torch.Tensor:
+def move_rows(tensor: torch.Tensor, rows: slice, transport: AbstractMap, site: str) -> torch.Tensor:
+    """Returns a site's output with some of its rows moved; the output itself is left as it is.
+
+    Raises:
+        OtherModelError: It has another number of neurons.
+    """
     axis = channel_axis(tensor)
     if tensor.shape[axis] != transport.num_neurons:
         raise OtherModelError(f"{site} has {tensor.shape[axis]} neurons, the steer has {transport.num_neurons}")

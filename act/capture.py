@@ -1,7 +1,7 @@
 """Reading activations: which sites a forward visits, and each one pooled while the forward runs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -25,7 +25,45 @@ def discover(
     clock: AbstractClock | None = None,
     tokens: int | None = None,
 ) -> tuple[Site, ...]:
-    """Returns the sites that one forward visits, in execution order, which may differ from registration order.
+    """Returns the sites that one forward visits, each exactly once, in execution order, as `visits` finds them.
+
+    Raises:
+        SiteVisitError: A hookpoint is never called, or more than once in one step.
+        HookpointOutputError: A hookpoint's output is no tensor of floating-point numbers.
+        ShapeError: Its tensor has no axis of neurons, or is not one a token.
+    """
+    found = visits(modules, hookpoints, forward, clock, tokens)
+    for name, count in Counter(site.hookpoint for site in found).items():
+        if count > 1:
+            raise SiteVisitError(name, count)
+    check_called(hookpoints, found)
+    return found
+
+
+def check_called(hookpoints: Iterable[Hookpoint], sites: Iterable[Site]) -> None:
+    """Checks that each hookpoint has a site.
+
+    Args:
+        hookpoints: Hookpoints without a step.
+        sites: Sites that were visited.
+
+    Raises:
+        SiteVisitError: One has none: it is never called.
+    """
+    places = {_place(Hookpoint.parse(site.hookpoint)) for site in sites}
+    for hookpoint in hookpoints:
+        if hookpoint not in places:
+            raise SiteVisitError(str(hookpoint), 0)
+
+
+def visits(
+    modules: Mapping[str, nn.Module],
+    hookpoints: Sequence[Hookpoint],
+    forward: Callable[[], object],
+    clock: AbstractClock | None = None,
+    tokens: int | None = None,
+) -> tuple[Site, ...]:
+    """Returns the sites that one forward visits, one a visit, in the order of execution, not of registration.
 
     Args:
         modules: The model's modules by name.
@@ -35,12 +73,11 @@ def discover(
         tokens: Tokens of the batch, when every site must have one output a token; None when sites differ.
 
     Raises:
-        SiteVisitError: A hookpoint is never called, or more than once in one step.
         HookpointOutputError: A hookpoint's output is no tensor of floating-point numbers.
         ShapeError: Its tensor has no axis of neurons, or is not one a token.
     """
     clock = clock or StillClock()
-    visits: list[tuple[Hookpoint, Site]] = []
+    found: list[Site] = []
 
     def look(hookpoint: Hookpoint, module: nn.Module, output: Any) -> None:  # noqa: ANN401
         tensor = hookpoint.of(output)
@@ -49,18 +86,11 @@ def discover(
             raise ShapeError(f"the output of {hookpoint}", list(tensor.shape), f"[batch, {tokens} tokens, neurons]")
         if rows.stop > rows.start:
             here = Hookpoint(hookpoint.module, hookpoint.output, clock.step)
-            visits.append((hookpoint, Site(str(here), type(module).__name__, tensor.shape[channel_axis(tensor)])))
+            found.append(Site(str(here), type(module).__name__, tensor.shape[channel_axis(tensor)]))
 
     with hooked(modules, hookpoints, look), clock.following():
         forward()
-    seen = {hookpoint for hookpoint, _ in visits}
-    for hookpoint in hookpoints:
-        if hookpoint not in seen:
-            raise SiteVisitError(str(hookpoint), 0)
-    for name, count in Counter(site.hookpoint for _, site in visits).items():
-        if count > 1:
-            raise SiteVisitError(name, count)
-    return tuple(site for _, site in visits)
+    return tuple(found)
 
 
 @contextmanager
@@ -115,7 +145,7 @@ class Capture:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A context in which the forwards of the model are read."""
-        places = dict.fromkeys(Hookpoint(site.module, site.output) for site in self._numbers)
+        places = dict.fromkeys(_place(site) for site in self._numbers)
         with self._clock.following(), hooked(self._modules, list(places), self._read):
             yield
 
@@ -147,3 +177,8 @@ class Capture:
         self._sink(number, pool(self._pooling, tokens.detach(), spans))
         if self._tokens is not None:
             self._tokens(number, pool("all", tokens.detach(), spans))
+
+
+def _place(site: Hookpoint) -> Hookpoint:
+    """Returns the hookpoint of a site, whatever its step."""
+    return Hookpoint(site.module, site.output)

@@ -6,8 +6,9 @@ guidance doubles or calls twice; only the half that sees the prompt is read and 
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -70,11 +71,12 @@ class DenoisingClock(AbstractClock):
     """
 
     def __init__(self, pipeline: Any, timesteps: Sequence[float] = ()) -> None:  # noqa: ANN401
-        self._pipeline = pipeline
         self._name, self._denoiser = _denoiser(pipeline)
         self._fixed = tuple(timesteps)
         self._seen: list[float] = []
-        self._call: _Call | None = None
+        # Forwards that take turns have a context each, and so a call and a pipeline of their own.
+        self._call: ContextVar[_Call | None] = ContextVar("call", default=None)
+        self._watched: ContextVar[Any] = ContextVar("pipeline", default=pipeline)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -105,10 +107,20 @@ class DenoisingClock(AbstractClock):
         """Returns a context in which every call of the denoiser sets the clock."""
         return self._denoiser.register_forward_pre_hook(self._on_call, with_kwargs=True)
 
+    @contextmanager
+    def watching(self, pipeline: Any) -> Iterator[None]:  # noqa: ANN401
+        """A context in which another pipeline runs the denoiser, one that is like this clock's."""
+        token = self._watched.set(pipeline)
+        try:
+            yield
+        finally:
+            self._watched.reset(token)
+
     def _running(self) -> "_Call":
-        if self._call is None:
+        call = self._call.get()
+        if call is None:
             raise ClockError(f"{self._name} has not been called yet, so no step is running; run the whole pipeline")
-        return self._call
+        return call
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
@@ -121,21 +133,22 @@ class DenoisingClock(AbstractClock):
         # The loop's own timestep is a new object in every turn of the loop: it tells a second call of one step from
         # the first call of another image that starts from the same latents. Where the pipeline does not show it, the
         # argument stands in: pipelines that call twice compute it once.
-        shown = getattr(self._pipeline, "_current_timestep", None)
+        shown = getattr(self._watched.get(), "_current_timestep", None)
         turn = timestep if shown is None else shown
-        repeated = self._call is not None and self._call.repeats(latents, now, turn)
-        self._call = _Call(now, len(latents), self._doubled(latents), repeated, weakref.ref(latents), turn)
+        before = self._call.get()
+        repeated = before is not None and before.repeats(latents, now, turn)
+        self._call.set(_Call(now, len(latents), self._doubled(latents), repeated, weakref.ref(latents), turn))
         if not self._fixed and now not in self._seen:
             self._seen.append(now)
 
     def _doubled(self, latents: torch.Tensor) -> bool:
-        if not getattr(self._pipeline, "do_classifier_free_guidance", False):
+        if not getattr(self._watched.get(), "do_classifier_free_guidance", False):
             return False
         half = len(latents) // 2
         doubled = len(latents) % 2 == 0 and torch.equal(latents[:half], latents[half:])
         if not doubled and self._name == "unet":
             raise ClockError(
-                f"{type(self._pipeline).__name__} guides its unet with {len(latents)} rows that are not the same "
+                f"{type(self._watched.get()).__name__} guides its unet with {len(latents)} rows that are not the same "
                 "latents twice, so the rows of the prompts are not known; wanted plain classifier-free guidance"
             )
         return doubled

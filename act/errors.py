@@ -18,6 +18,7 @@ ActError
 ├── ThresholdError        ValueError    a threshold of an average precision is none
 ├── SamplesError          ValueError    a method needs samples that were not given
 ├── SelectionError        ValueError    a selection of neurons is none of those there are
+├── EstimationError       ValueError    an estimation is none of those there are
 ├── UnknownPoolingError   LookupError   a pooling is none of those there are
 ├── UnknownMethodError    LookupError   a transport method is none of those there are
 ├── ProbeError            RuntimeError  a linear probe did not converge
@@ -25,6 +26,9 @@ ActError
 ├── HookpointPatternError ValueError    a pattern is no regular expression, or names no module
 ├── HookpointOutputError  ValueError    a module's output has no tensor at that place
 ├── SiteVisitError        RuntimeError  a site was not visited exactly once
+├── SiteOrderError        RuntimeError  forwards visit sites in opposite orders
+├── LockstepStateError    RuntimeError  forwards that take turns would meet each other's state
+├── SpillError            OSError       what suspended forwards keep cannot be moved out of memory or back
 ├── ClockError            RuntimeError  nobody can say at which step the model stands
 ├── OtherModelError       ValueError    a steer does not belong to this model
 ├── StrengthError         ValueError    a strength is no finite number
@@ -239,6 +243,17 @@ class SelectionError(ActError, ValueError):
         return f"found the selection's {self.what} {self.found!r}; wanted {self.wanted}"
 
 
+class EstimationError(ActError, ValueError):
+    """An estimation is none of those there are."""
+
+    def __init__(self, what: str, found: object, wanted: str) -> None:
+        super().__init__(what, found, wanted)
+        self.what, self.found, self.wanted = what, found, wanted
+
+    def __str__(self) -> str:
+        return f"found the estimation's {self.what} {self.found!r}; wanted {self.wanted}"
+
+
 class ProbeError(ActError, RuntimeError):
     """A linear probe did not converge."""
 
@@ -325,6 +340,45 @@ class SiteVisitError(ActError, RuntimeError):
         times = "never" if self.count == 0 else f"{self.count} times"
         wanted = "wanted exactly once, so leave it out of the hookpoints"
         return f"hookpoint {self.hookpoint} is called {times} in a forward; {wanted}"
+
+
+class SiteOrderError(ActError, RuntimeError):
+    """Forwards visit two sites in opposite orders."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first, second)
+        self.first, self.second = first, second
+
+    def __str__(self) -> str:
+        return (
+            f"some batches call {self.first} before {self.second}, others after it, so there is no order in which to "
+            "fit them; leave one of them out of the hookpoints, or fit simultaneously"
+        )
+
+
+class LockstepStateError(ActError, RuntimeError):
+    """Forwards that take turns would meet each other's state."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"sequential fitting needs forwards that do not touch each other; found {self.found}"
+
+
+class SpillError(ActError, OSError):
+    """What suspended forwards keep cannot be moved out of memory, or back."""
+
+    def __init__(self, errno: int, problem: str, folder: str) -> None:
+        super().__init__(errno, problem, folder)
+        self.problem, self.folder = problem, folder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} cannot hold what suspended forwards keep: {self.problem}; "
+            "free space there, name another folder, or allow more memory"
+        )
 
 
 class ClockError(ActError, RuntimeError):

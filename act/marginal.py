@@ -65,10 +65,7 @@ class Marginal:
             raise ShapeError("the tensor of samples", samples.shape, "two axes, [samples, neurons]")
         if not samples.shape[0]:
             raise EmptyMarginalError(samples.shape[1])
-        finite = samples.isfinite().all(dim=0)
-        if not finite.all():
-            count = int((~samples.isfinite()).sum())
-            raise NotFiniteError("the tensor of samples", count, int((~finite).nonzero()[0]))
+        check_finite("the tensor of samples", samples)
         columns = ascending(samples.detach())
         ends = torch.arange(1, samples.shape[0] + 1, device=columns.device)[None]
         mean, variance = _moments(columns)
@@ -330,6 +327,23 @@ def total(terms: torch.Tensor) -> torch.Tensor:
     return terms.reshape(len(terms), -1, 64).sum(dim=2).cumsum(dim=1)[:, -1]
 
 
+def check_finite(what: str, samples: torch.Tensor) -> None:
+    """Checks that all values are finite.
+
+    Args:
+        what: What they are, for the error.
+        samples: `[samples, neurons]`.
+
+    Raises:
+        NotFiniteError: Some value is NaN or infinite.
+    """
+    if samples.sum().isfinite():  # or the sum overflows, and each value is looked at
+        return
+    wrong = ~samples.isfinite()
+    if wrong.any():
+        raise NotFiniteError(what, int(wrong.sum()), int(wrong.any(dim=0).nonzero()[0]))
+
+
 def ascending(samples: torch.Tensor) -> torch.Tensor:
     """Returns each neuron's samples in ascending order, `[samples, neurons]` to `[neurons, samples]`, NaN last.
 
@@ -354,8 +368,9 @@ def _moments(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     mean, variance = columns.new_empty(2, len(columns), dtype=torch.float64)
     for neurons in blocks(*columns.shape):
-        values = columns[neurons].double()
-        middle = values[:, columns.shape[1] // 2, None]
+        values = columns[neurons]
+        middle = values[:, columns.shape[1] // 2, None].double()
+        # In float64, as the vectors are.
         mean[neurons] = middle[:, 0] + (values - middle).mean(dim=1)
-        variance[neurons] = (values - mean[neurons, None]).square().mean(dim=1)
+        variance[neurons] = (values - mean[neurons, None]).square_().mean(dim=1)
     return mean, variance

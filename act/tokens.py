@@ -5,8 +5,7 @@ from typing import final
 
 import torch
 
-from act.errors import NotFiniteError
-from act.marginal import Marginal
+from act.marginal import Marginal, check_finite
 
 #: Values of single tokens that are kept, of all sites together: 64 MiB of float32.
 TOKEN_BYTES = 64 << 20
@@ -41,9 +40,7 @@ class TokenLaws:
             NotFiniteError: Some value is NaN or infinite.
         """
         tokens = tokens.detach().cpu()
-        wrong = ~tokens.isfinite()
-        if wrong.any():
-            raise NotFiniteError("the tokens of a site", int(wrong.sum()), int(wrong.any(dim=0).nonzero()[0]))
+        check_finite("the tokens of a site", tokens)
         self._lows[site] = torch.minimum(self._lows[site], tokens.amin(dim=0))
         self._highs[site] = torch.maximum(self._highs[site], tokens.amax(dim=0))
         room = self._most - self._num_kept[site]

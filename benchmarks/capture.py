@@ -40,7 +40,7 @@ PARTS = {
     "hooks, pool and sketch the tokens": (act.capture.Capture, "_read"),
     "sketch the tokens": (HistogramSketch, "update"),
     "their words (encode)": (SketchStore, "encode"),
-    "look for non-finite values": (Extractor, "_judge"),
+    "look for non-finite values": (Extractor, "judge"),
     "store (encode)": (ActivationStore, "encode"),
     "files (checksum, write, flush)": (Ledger, "publish"),
     "receipt": (Ledger, "commit"),
@@ -121,12 +121,12 @@ def _noise(bares: Sequence[Sequence[Cost]]) -> Finding:
 
 def _pack(extractor: Extractor, plan: Plan, run: LocalStorage, unit: Unit) -> Packed:
     texts = Snapshot.open(run, RunFolder(run).prompts(unit.side)).unit(unit.index)
-    return extractor._forward.model.pack(texts, unit.start, packing_rule(plan.spec))
+    return extractor.forward.model.pack(texts, unit.start, packing_rule(plan.spec))
 
 
 def _forward(extractor: Extractor, packed: Packed) -> None:
     for batch in packed.batches:
-        extractor._forward.model.forward(batch)
+        extractor.forward.model.forward(batch)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self, final
 from unittest import mock
@@ -17,6 +18,7 @@ from jobs.progress import shown
 from jobs.stages import Stages
 from pipeline.cluster import RayWorkers
 from pipeline.disk import Disk
+from pipeline.sequential.drive import AbstractSteppers
 from pipeline.storage import AbstractStorage
 from pipeline.tally import Tally
 from pipeline.workers import AbstractWorkers
@@ -96,6 +98,10 @@ class IdleWorkers(AbstractWorkers):
     def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Yields a receipt for each unit at once."""
         yield from map(self._extractor.extract, units)
+
+    def steppers(self) -> AbstractContextManager[AbstractSteppers]:
+        """Nobody steps."""
+        raise NotImplementedError
 
     def fold(self, receipt: Receipt) -> None:
         """There is nothing to fold."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self, final
 from unittest import mock
@@ -23,6 +24,7 @@ from jobs.stages import Stages
 from pipeline import artifact
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, settle
+from pipeline.sequential.drive import AbstractSteppers
 from pipeline.storage import storage_at
 from pipeline.workers import AbstractWorkers
 from schemas.job import read_job
@@ -175,6 +177,10 @@ class SimulatedWorkers(AbstractWorkers):
     def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Yields a receipt of each unit at once."""
         return (simulated(self._plan, unit) for unit in units)
+
+    def steppers(self) -> AbstractContextManager[AbstractSteppers]:
+        """Nobody steps."""
+        raise NotImplementedError
 
     def fold(self, receipt: Receipt) -> None:
         """Folds nothing."""

@@ -23,11 +23,13 @@ def exit_code(error: BaseException) -> ExitCode:
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.STOPPED
     # Imported once something failed: `act` takes torch with it, and the help needs neither.
-    from act.errors import ActError
+    from act.errors import ActError, SpillError
     from pipeline.errors import InputError, LossError, ResumableError, StorageError
     from schemas.document import SpecError
 
     match error:
+        case SpillError():
+            return ExitCode.STORAGE_FAILED
         case JobError() | SpecError() | InputError() | ActError():
             return ExitCode.REFUSED
         case LossError():
@@ -44,12 +46,17 @@ def sentence(error: BaseException) -> str:
     """Returns one sentence for a person."""
     if isinstance(error, KeyboardInterrupt):
         return _STOPPED
+    from act.errors import ActError
     from pipeline.errors import StorageError
 
     code = exit_code(error)
     if code is ExitCode.OUR_BUG:
         return f"a bug in actmap, please report it: {type(error).__name__}: {error}; --debug shows where"
-    if isinstance(error, OSError) and code is ExitCode.STORAGE_FAILED and not isinstance(error, StorageError):
+    if (
+        isinstance(error, OSError)
+        and code is ExitCode.STORAGE_FAILED
+        and not isinstance(error, StorageError | ActError)
+    ):
         place, problem = error.filename or "the output", error.strerror or error
         return f"{place} cannot be used: {problem}; mend that and run the same command again"
     return str(error)

@@ -26,6 +26,7 @@ from pipeline.plan import as_begun, check_free, make_plan, settle
 from pipeline.reduce import Reducer, shares
 from pipeline.repair import check_repairable, repair
 from pipeline.reuse import Found
+from pipeline.sequential.drive import SequentialFit
 from pipeline.storage import AbstractStorage, storage_at
 from pipeline.tally import Tally
 from pipeline.verify import is_run
@@ -33,7 +34,7 @@ from pipeline.workers import AbstractWorkers
 from schemas import record
 from schemas.events import Listener, ignore
 from schemas.job import Job, from_base, read_job
-from schemas.plan import LAWS, SIDES, LawName, Plan, SideName
+from schemas.plan import LAWS, SIDES, LawName, Plan, SideName, Unit
 from schemas.receipt import Receipt
 from schemas.timings import Timings
 
@@ -376,11 +377,10 @@ class _Start:
         with self._stages.stage("extract", self._plan.num_prompts, self._tally.num_prompts, "prompts"):
             for receipt in self._ledger.receipts() if self._plan.sketched else ():
                 workers.fold(receipt)
-            for receipt in workers.extract(self._ledger.missing()):
-                workers.fold(receipt)
-                landed.prompts += receipt.num_prompts
-                self._stages.advance("extract", receipt.num_prompts)
-                self._count(receipt)
+            for receipt in workers.extract(self._apart()):
+                self._land(receipt, workers, landed)
+        if self._plan.sequential:
+            self._sequence(workers, landed)
         self._lease.check()
         if self._plan.sketched:
             with self._stages.stage("reduce"):
@@ -388,6 +388,32 @@ class _Start:
                 self._lease.check()
                 self._disk.compact()
         self._hands.done()
+        if self._plan.sequential:
+            self._hands.rest()  # who stepped is gone, and who extracted before
+
+    def _apart(self) -> Iterator[Unit]:
+        """Yields the units that are missing and need no others: of a sequential fit those of the target."""
+        return (unit for unit in self._ledger.missing() if not self._plan.sequential or unit.side == "target")
+
+    def _sequence(self, workers: AbstractWorkers, landed: "_Landed") -> None:
+        """Fits the sites of a sequential fit, one after the other, and stores the source's units."""
+        if all(unit.side == "target" for unit in self._ledger.missing()):
+            return
+        with workers.steppers() as steppers:
+            sequence = SequentialFit(self._storage, self._plan, steppers)
+            with self._stages.stage("sequence", len(self._plan.sites), len(sequence.known()), "sites"):
+                for receipt in sequence.run(self._on_site):
+                    self._land(receipt, workers, landed)
+
+    def _on_site(self) -> None:
+        self._stages.advance("sequence", 1)
+        self._lease.check()
+
+    def _land(self, receipt: Receipt, workers: AbstractWorkers, landed: "_Landed") -> None:
+        workers.fold(receipt)
+        landed.prompts += receipt.num_prompts
+        self._stages.advance("extract", receipt.num_prompts)
+        self._count(receipt)
 
     def _merge(self) -> None:
         """Merges what an earlier start left unmerged, where sketches of units are not to stay."""
@@ -398,7 +424,7 @@ class _Start:
 
     def _laws(self) -> list[LawName]:
         """The laws that units which are missing have samples of."""
-        wanted = {law for unit in self._ledger.missing() for law in LAWS if self._plan.sketches(law, unit)}
+        wanted = {law for unit in self._apart() for law in LAWS if self._plan.sketches(law, unit)}
         return [law for law in LAWS if law in wanted]
 
     def _fit(self) -> Steer:

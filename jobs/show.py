@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.text import size, visible
-from schemas.plan import EXACT_SAMPLES, SIDES, Plan, SideName
+from schemas.plan import EXACT_SAMPLES, SIDES, Memory, Plan, SideName
 from schemas.running import PROBS, RunningSite
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             "block": plan.memory.block,
             "sketch": plan.memory.sketch,
             "reducer": plan.memory.reducer,
+            "held": plan.memory.held,
+            "waiting": plan.memory.waiting,
             "worker": plan.memory.worker,
             "available": plan.memory.available,
         },
@@ -92,11 +94,20 @@ def plan_page(plan: Plan) -> Group:
             f"forward {size(memory.forward)}, a unit's activations twice {size(memory.block)}, "
             f"its sketches {size(memory.sketch)}",
         ),
+        *([("lockstep", _lockstep(memory))] if plan.sequential else []),
         *([("reducer", f"{size(memory.reducer)} each, beside the workers")] if memory.reducer else []),
         *((f"{name} law", law_rule(plan, name)) for name in SIDES),
         ("disk", f"{size(plan.disk)} of activations, about {size(plan.sketch_disk)} of sketches"),
     )
     return Group(table, Text(), _sites(plan))
+
+
+def _lockstep(memory: Memory) -> str:
+    """Says what the waiting forwards of a sequential fit take."""
+    where = (
+        f"{size(max(0, memory.room))} of it in memory, the rest in a temporary file" if memory.spills else "in memory"
+    )
+    return f"{size(memory.held)} of samples a worker, and up to {size(memory.waiting)} of waiting forwards, {where}"
 
 
 def law_rule(plan: Plan, side: SideName) -> str:

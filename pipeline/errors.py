@@ -272,6 +272,37 @@ class MemoryPlanError(InputError):
         )
 
 
+class LockstepPlanError(InputError):
+    """The prompts of a sequential fit's source have no room while they wait at a site.
+
+    Args:
+        num_prompts: How many there are.
+        fits: How many have room.
+        memory: What was planned.
+        disk: Bytes that are free for temporary files.
+    """
+
+    def __init__(self, num_prompts: int, fits: int, memory: Memory, disk: int) -> None:
+        super().__init__(num_prompts, fits, memory, disk)
+        self.num_prompts, self.fits, self.memory, self.disk = num_prompts, fits, memory, disk
+
+    def __str__(self) -> str:
+        held, waiting, room, disk = (
+            f"{count / 2**30:.2f} GiB"
+            for count in (
+                self.memory.held,
+                self.memory.waiting,
+                max(0, self.memory.available - (self.memory.worker - self.memory.held)),
+                self.disk,
+            )
+        )
+        return (
+            f"a sequential fit of {self.num_prompts:,} source prompts holds up to {held} of samples and {waiting} of "
+            f"waiting forwards in each worker, which has {room} of memory and {disk} of temporary files for them; "
+            f"{self.fits:,} prompts have room: take a limit, more workers, or a smaller max_tokens"
+        )
+
+
 class PairsPlanError(InputError):
     """The sides of ``actadd`` are no contrast pairs."""
 

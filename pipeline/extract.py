@@ -36,7 +36,7 @@ _PLAIN = Treatment()
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Ran:
+class Ran:
     """What a unit's forwards left.
 
     Args:
@@ -69,7 +69,7 @@ class Extractor:
     """
 
     def __init__(self, plan: Plan, uri: str) -> None:
-        self._forward = Forward(plan)
+        self.forward = Forward(plan)
         self._aim(plan, uri)
 
     def ready(self) -> int:
@@ -79,12 +79,12 @@ class Extractor:
             OtherNumericsError: This machine computes other bits than the plan says.
             ModelLoadError: The model cannot be loaded.
         """
-        self._forward.fingerprint  # noqa: B018 - loads the model
+        self.forward.fingerprint  # noqa: B018 - loads the model
         return os.getpid()
 
     def turn(self, plan: Plan, uri: str) -> None:
         """Goes on with another run, whose model and numerics are the same: the model stays loaded."""
-        self._forward = self._forward.turned(plan)
+        self.forward = self.forward.turned(plan)
         self._aim(plan, uri)
 
     def _aim(self, plan: Plan, uri: str) -> None:
@@ -101,12 +101,12 @@ class Extractor:
         """Chooses and writes the frame of a law, unless there is one. It depends on the plan, and on masked prompts."""
         unit = self._plan.unit(side_of(law), 0)
         while not self._storage.exists(self._folder.frame(law)):
-            prompts = self._prompts(unit.side).unit(0)
+            prompts = self.prompts(unit)
             on_batch = self._breadcrumbs(unit, treatment.attempt) if treatment.careful else None
             try:
-                frame = choose_frame(self._plan, law, self._forward, prompts, treatment, on_batch)
+                frame = choose_frame(self._plan, law, self.forward, prompts, treatment, on_batch)
             except BatchMemoryError as exc:
-                treatment = _lighter(treatment, unit, exc)
+                treatment = lighter(treatment, unit, exc)
             else:
                 write_frame(self._storage, self._plan, law, frame)
 
@@ -116,26 +116,39 @@ class Extractor:
         Safe to retry on any worker: the receipt is written last, under the unit's name, and a unit that already has
         one is not run again.
         """
-        return self._ledger.find(unit) or self._extract(unit, self._as_before(unit, treatment))
+        return self._ledger.find(unit) or self._extract(unit, self.as_before(unit, treatment))
 
     def probe(self, probe: Probe) -> None:
         """Runs one micro-batch with some prompts alone. That it comes back is the answer."""
-        unit = probe.unit
-        self._forward.probe(self._prompts(unit.side).unit(unit.index), unit.start, probe)
+        self.forward.probe(self.prompts(probe.unit), probe.unit.start, probe)
 
-    def _as_before(self, unit: Unit, treatment: Treatment) -> Treatment:
+    def prompts(self, unit: Unit) -> list[str | None]:
+        """Returns the prompts of a unit."""
+        return self._snapshot(unit.side).unit(unit.index)
+
+    def as_before(self, unit: Unit, treatment: Treatment) -> Treatment:
         """Returns a treatment with the pieces that a replay or a repair wrote down for the unit."""
         return dataclasses.replace(treatment, splits=treatment.splits or self._pieces.known(unit))
 
     def _extract(self, unit: Unit, treatment: Treatment) -> Receipt:
         begin = time.perf_counter()
-        ran = self._run(unit, self._prompts(unit.side).unit(unit.index), treatment)
+        return self.keep(unit, self._run(unit, self.prompts(unit), treatment), begin)
+
+    def keep(self, unit: Unit, ran: Ran, begin: float) -> Receipt:
+        """Stores what a unit's forwards left, and commits its receipt.
+
+        Args:
+            unit: The unit.
+            ran: What they left.
+            begin: When the unit began, by `time.perf_counter`.
+        """
+        treatment = ran.treatment
         num_tokens = np.array(ran.packed.num_tokens, np.int64)
         num_tokens[[one.row - unit.start for one in ran.lost]] = 0
         outputs = tuple(self._write(unit, ran, num_tokens))
         receipt = Receipt(
             plan=self._plan.fingerprint,
-            model=self._forward.fingerprint,
+            model=self.forward.fingerprint,
             side=unit.side,
             unit=unit.index,
             attempt=treatment.attempt,
@@ -153,13 +166,13 @@ class Extractor:
         )
         return self._ledger.commit(unit, receipt)
 
-    def _run(self, unit: Unit, prompts: Sequence[str | None], treatment: Treatment) -> _Ran:
+    def _run(self, unit: Unit, prompts: Sequence[str | None], treatment: Treatment) -> Ran:
         """Runs a unit until nothing more is to be masked or split; from its start each time, for sinks have counted."""
         while True:
             tokens = self._token_sketches(unit)
             start = time.perf_counter()
             try:
-                packed, block = self._forward.run(
+                packed, block = self.forward.run(
                     prompts,
                     unit.start,
                     None if tokens is None else counting(tokens),
@@ -167,16 +180,16 @@ class Extractor:
                     self._breadcrumbs(unit, treatment.attempt) if treatment.careful else None,
                 )
             except BatchMemoryError as exc:
-                treatment = _lighter(treatment, unit, exc)
+                treatment = lighter(treatment, unit, exc)
                 continue
-            lost = self._judge(unit, packed, block, treatment)
+            lost = self.judge(unit, packed, block, treatment)
             odd = tuple(one for one in lost if one not in treatment.masked and packed.num_tokens[one.row - unit.start])
             if tokens is None or not odd:
-                return _Ran(packed, block, tokens, treatment, lost, time.perf_counter() - start)
+                return Ran(packed, block, tokens, treatment, lost, time.perf_counter() - start)
             treatment = dataclasses.replace(treatment, masked=(*treatment.masked, *odd))
 
     def _token_sketches(self, unit: Unit) -> list[HistogramSketch] | None:
-        return self._sketcher.empty("tokens", self._forward.device) if self._plan.sketches("tokens", unit) else None
+        return self._sketcher.empty("tokens", self.forward.device) if self._plan.sketches("tokens", unit) else None
 
     def _breadcrumbs(self, unit: Unit, attempt: int) -> BatchSink:
         """Returns what notes each step before it is taken, for whoever asks once this worker is lost."""
@@ -187,7 +200,7 @@ class Extractor:
 
         return note
 
-    def _write(self, unit: Unit, ran: _Ran, num_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[Output]:
+    def _write(self, unit: Unit, ran: Ran, num_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[Output]:
         """Writes what a unit leaves, and yields what the receipt says of each file."""
         if self._plan.kept(unit.side) != "none":
             data = self._activations.encode(unit, ran.block)
@@ -200,15 +213,15 @@ class Extractor:
                 data = self._sketches.encode(law, unit.index, self._sketcher.words(law, sketches))
                 yield self._ledger.publish(unit, law, self._sketches.shard(law, unit.index), data)
 
-    def _prompts(self, side: SideName) -> Snapshot:
+    def _snapshot(self, side: SideName) -> Snapshot:
         if side not in self._snapshots:
             self._snapshots[side] = Snapshot.open(self._storage, self._folder.prompts(side))
         return self._snapshots[side]
 
-    def _judge(self, unit: Unit, packed: Packed, block: Block, treatment: Treatment) -> tuple[Quarantined, ...]:
+    def judge(self, unit: Unit, packed: Packed, block: Block, treatment: Treatment) -> tuple[Quarantined, ...]:
         """Returns the prompts that do not count: masked ones, those without tokens, those that are not finite."""
         masked = {one.row: one for one in treatment.masked}
-        removed = self._prompts(unit.side).removed(unit.index)
+        removed = self._snapshot(unit.side).removed(unit.index)
         per_prompt, lost = self._plan.rows_per_prompt, []
         for row, count in enumerate(packed.num_tokens):
             if row in removed:
@@ -230,7 +243,7 @@ class Extractor:
         return f"non-finite activation at {site}"
 
 
-def _lighter(treatment: Treatment, unit: Unit, failure: BatchMemoryError) -> Treatment:
+def lighter(treatment: Treatment, unit: Unit, failure: BatchMemoryError) -> Treatment:
     """Returns a treatment that needs less memory: the micro-batch in twice as many pieces, or its one prompt masked."""
     if len(failure.rows) == 1:
         lost = Quarantined(unit.start + failure.rows[0], TOO_LARGE)
@@ -241,7 +254,7 @@ def _lighter(treatment: Treatment, unit: Unit, failure: BatchMemoryError) -> Tre
     return dataclasses.replace(treatment, splits=splits)
 
 
-def _splits(ran: _Ran) -> tuple[Split, ...]:
+def _splits(ran: Ran) -> tuple[Split, ...]:
     """Returns the micro-batches that ran in pieces."""
     parts = {split.batch: split.parts for split in ran.treatment.splits}
     counts = (max(ran.treatment.parts, parts.get(batch, 1)) for batch in range(len(ran.packed.batches)))

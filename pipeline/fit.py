@@ -1,16 +1,16 @@
 """The fit: laws become maps, maps become a steer."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
-from act.fit import describe, site_card
 from act.marginal import Marginal
+from act.site_fit import SiteLaws, describe, fit_site
 from act.steer import Steer
 from act.transport import AbstractMap, Selection, Support, Transport, scores, select
-from act.transport import fit as fit_map
 from pipeline import machine
 from pipeline.errors import NothingLeftError
 from pipeline.laws import Laws
@@ -45,21 +45,14 @@ def fit(
     maps: dict[str, AbstractMap] = {}
     lines: list[SiteCard] = []
 
-    def fit_site(number: int) -> tuple[AbstractMap, SiteCard]:
-        source, target, tokens = laws.marginal("source", number), laws.marginal("target", number), laws.tokens(number)
-        fitted = fit_map(
-            _method(transport.method, source, target),
-            source,
-            target,
-            support=transport.where,
-            tokens=tokens,
-            threshold=transport.threshold,
-            samples=_samples(laws, number) if transport.method == "iti-probe" else None,
-        )
-        fitted = fitted if chosen is None else fitted.restricted_to(chosen[number])
-        return fitted, site_card(plan.sites[number], fitted, source, tokens, laws.misfits(number).left)
+    def fit_one(number: int) -> tuple[AbstractMap, SiteCard]:
+        source, target = laws.marginal("source", number), laws.marginal("target", number)
+        samples = _samples(laws, number) if transport.method == "iti-probe" else None
+        found = SiteLaws(source, target, laws.tokens(number), samples, laws.misfits(number).left)
+        mine = None if chosen is None else chosen[number]
+        return fit_site(plan.sites[number], unpaired(transport, source, target), found, mine)
 
-    for site, (fitted, line) in zip(plan.sites, over_sites(len(plan.sites), fit_site), strict=True):
+    for site, (fitted, line) in zip(plan.sites, over_sites(len(plan.sites), fit_one), strict=True):
         maps[site.hookpoint] = fitted
         lines.append(line)
         on_site()
@@ -97,9 +90,10 @@ def _support(written: Support | Sequence[float]) -> Support:
     return float(low), float(high)
 
 
-def _method(method: str, source: Marginal, target: Marginal) -> str:
-    """Returns the method; for contrast pairs that lost a prompt, the one with the same formula and no pairs."""
-    return "caa" if method == "actadd" and source.num_samples != target.num_samples else method
+def unpaired(transport: Transport, source: Marginal, target: Marginal) -> Transport:
+    """Returns a transport; that of contrast pairs which lost a prompt has the same formula, and no pairs."""
+    lost_one = transport.method == "actadd" and source.num_samples != target.num_samples
+    return dataclasses.replace(transport, method="caa") if lost_one else transport
 
 
 def _chosen(plan: Plan, laws: Laws, selection: Selection | None) -> list[torch.Tensor] | None:
@@ -130,7 +124,7 @@ def _card(plan: Plan, transport: Transport, lines: Sequence[SiteCard], sides: Se
         law=_law(plan),
         pooling=plan.spec["pooling"],
         template=plan.spec["template"],
-        estimation=plan.spec["estimation"],
+        estimation=plan.estimation,
         sites=tuple(lines),
         timesteps=plan.timesteps,
         source=source,

@@ -27,6 +27,9 @@ TIMINGS = "timings.json"
 #: The report for a person, and its checksum.
 REPORT, REPORT_CHECKSUM = "report.html", "report.html.sha256"
 
+#: The maps of a sequential fit, a file a site, from when they are fitted.
+SEQUENTIAL = "sequential"
+
 #: Folders of files that come and go.
 LEASE, CRUMBS, RUNNING = "lease", "crumbs", "running"
 

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import final
@@ -105,6 +106,27 @@ class Forward:
         """
         on_batch = on_batch or _ignore
         on_batch(None, tuple(range(len(prompts))))
+        laid = self.lay(prompts, start, self._clear(len(prompts)), tokens, treatment)
+        self._run(laid.pieces, laid.reading, on_batch)
+        return laid.packed, laid.reading.finished()
+
+    def lay(
+        self,
+        prompts: Sequence[str | None],
+        start: int,
+        block: Block,
+        tokens: TokenSink | None = None,
+        treatment: Treatment = _PLAIN,
+    ) -> "Laid":
+        """Returns prompts ready to run, see `run`.
+
+        Args:
+            prompts: The prompts.
+            start: Place of the first of them in its side.
+            block: Takes their samples, `[prompts * rows_per_prompt, neurons of all sites]`, filled with NaN.
+            tokens: Takes the activations of their single tokens.
+            treatment: Which prompts are masked, and which micro-batches run in pieces.
+        """
         packed = self._pack(prompts, start, treatment.masked)
         masked = frozenset(poison.row - start for poison in treatment.masked)
         parts = {split.batch: split.parts for split in treatment.splits}
@@ -113,10 +135,21 @@ class Forward:
             for number, batch in enumerate(packed.batches)
             for piece in self._pieces(batch, masked, max(treatment.parts, parts.get(number, 1)))
         )
-        block = self._clear(len(prompts))
-        self._run(pieces, _Reading(self._plan, packed, block, masked, tokens), on_batch)
-        block.reshape(len(prompts), self._plan.rows_per_prompt, self._plan.width)[sorted(masked)] = np.nan
-        return packed, block
+        return Laid(packed, pieces, Reading(self._plan, packed, block, masked, tokens))
+
+    def run_piece(self, number: int, piece: MicroBatch, forward: Callable[[MicroBatch], None] | None = None) -> None:
+        """Runs one piece of a micro-batch.
+
+        Args:
+            number: Number of the micro-batch.
+            piece: The whole of it, or a piece.
+            forward: Runs it; None is the model's own forward.
+
+        Raises:
+            BatchMemoryError: It does not fit in memory.
+        """
+        with _within_memory(number, piece.rows):
+            (forward or self.model.forward)(piece)
 
     def probe(self, prompts: Sequence[str | None], start: int, probe: Probe) -> None:
         """Runs one micro-batch of a unit as `run` does, with some prompts real and all others masked; or packs those.
@@ -142,7 +175,7 @@ class Forward:
             if not real.isdisjoint(batch.rows)
             for piece in self._pieces(batch, masked, probe.parts)
         )
-        self._run(pieces, _Reading(self._plan, packed, self._clear(len(prompts)), masked, None), _ignore)
+        self._run(pieces, Reading(self._plan, packed, self._clear(len(prompts)), masked, None), _ignore)
 
     def _pack(self, prompts: Sequence[str | None], start: int, masked: Iterable[Quarantined]) -> Packed:
         lost = {poison.row - start for poison in masked if poison.reason.startswith(PACKING)}
@@ -161,19 +194,35 @@ class Forward:
         block.fill(np.nan)
         return block
 
-    def _run(self, pieces: Iterable[tuple[int, MicroBatch]], reading: "_Reading", on_batch: BatchSink) -> None:
+    def _run(self, pieces: Iterable[tuple[int, MicroBatch]], reading: "Reading", on_batch: BatchSink) -> None:
         clock, pooling = self.model.clock(self._plan.timesteps), self._plan.spec["pooling"]
         capture = Capture(self.model.modules, self._plan.sites, pooling, reading.keep, clock, reading.count)
         with machine.threads(self._plan.numerics.threads), capture.reading():
             for number, piece in pieces:
                 on_batch(number, piece.rows)
                 reading.turn_to(piece)
-                with _within_memory(number, piece.rows), capture.batch(piece.spans):
-                    self.model.forward(piece)
+                with capture.batch(piece.spans):
+                    self.run_piece(number, piece)
 
 
 @final
-class _Reading:
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """Prompts that are ready to run.
+
+    Args:
+        packed: How they were packed, with the real tokens of masked ones too.
+        pieces: What is to run: the number of a micro-batch, and the whole of it or a piece.
+        reading: Where what is read of them goes.
+    """
+
+    packed: Packed
+    pieces: Iterable[tuple[int, MicroBatch]]
+    reading: "Reading"
+
+
+@final
+class Reading:
     """Where hooks put what they read of a unit: samples into its block, tokens into their sink, of filler neither.
 
     Args:
@@ -190,6 +239,12 @@ class _Reading:
         self._columns, self._per_prompt = list(plan.columns.values()), plan.rows_per_prompt
         self._num_tokens, self._block, self._masked = packed.num_tokens, block, masked
         self.count = None if tokens is None else partial(self._count, tokens)
+
+    def finished(self) -> Block:
+        """Returns the block, with no samples of what was masked."""
+        rows = self._block.reshape(len(self._num_tokens), self._per_prompt, -1)
+        rows[sorted(self._masked)] = np.nan
+        return self._block
 
     def turn_to(self, piece: MicroBatch) -> None:
         """From now on this piece is read."""

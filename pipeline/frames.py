@@ -56,7 +56,7 @@ def choose_frame(
     if law != "tokens":
         count = PILOT_PROMPTS
         _, block = _run(plan, forward, prompts[:count], None, _of(treatment, count), on_batch)
-        return _joined(Frame.from_pilot(torch.from_numpy(block[:, columns])) for columns in plan.columns.values())
+        return joined(Frame.from_pilot(torch.from_numpy(block[:, columns])) for columns in plan.columns.values())
     tokens: list[torch.Tensor] = []
 
     def start() -> TokenSink:
@@ -68,7 +68,7 @@ def choose_frame(
         tokens[site] = torch.cat([tokens[site], values[:room].float().cpu()])
 
     _run(plan, forward, prompts[:PILOT_TOKENS], start, _of(treatment, PILOT_TOKENS), on_batch)
-    return _joined(map(Frame.from_pilot, tokens))
+    return joined(map(Frame.from_pilot, tokens))
 
 
 def _run(
@@ -131,7 +131,7 @@ def read_frame(storage: AbstractStorage, plan: Plan, law: LawName) -> Frame:
     return frame
 
 
-def _joined(frames: Iterable[Frame]) -> Frame:
+def joined(frames: Iterable[Frame]) -> Frame:
     """Returns one frame for the neurons of all these frames, in order."""
     parts = [frame.to_tensors() for frame in frames]
     return Frame.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})

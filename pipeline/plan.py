@@ -1,6 +1,8 @@
 """Planning: a job becomes a plan, checked against the model, the prompts and the machine before any work."""
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from pipeline.errors import (
     DamagedRunError,
     DeviceError,
     ExactLawError,
+    LockstepPlanError,
     MemoryPlanError,
     OtherPlanError,
     PairsPlanError,
@@ -27,6 +30,7 @@ from pipeline.storage import AbstractStorage, storage_at
 from pipeline.store.sketches import words_per_neuron
 from schemas import record
 from schemas.job import Job
+from schemas.job.spec import PADDING
 from schemas.plan import EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan, SideFacts, SideName, whole_chunks
 
 #: Share of the prompts whose activations the policy ``sample`` keeps, and what compression leaves of the others.
@@ -101,10 +105,11 @@ def make_plan(
         disk=0,
         sketch_disk=0,
     )
-    available = machine.memory_per_worker(device, job.compute.workers)
+    available = job.compute.memory or machine.memory_per_worker(device, job.compute.workers)
+    waiting = checkpoint.waiting_bytes(survey.sites, packing_rule(spec), device) if plan.sequential else 0
     plan = dataclasses.replace(
         plan,
-        memory=_memory(plan, survey.forward_bytes, available),
+        memory=_in_lockstep(plan, _memory(plan, survey.forward_bytes, available), waiting),
         disk=_disk(plan),
         sketch_disk=_sketch_disk(plan),
     )
@@ -156,6 +161,34 @@ def _memory(plan: Plan, forward: int, available: int) -> Memory:
     widest = max(site.width for site in plan.sites)
     reducer = owned * (2 * pooled + tokens) + widest * pooled if plan.sketched else 0
     return Memory(plan.model.weight_bytes, forward, block, plan.width * (tokens + written), reducer, available)
+
+
+def _in_lockstep(plan: Plan, memory: Memory, waiting: int) -> Memory:
+    """Returns what a worker needs that takes its share of the source's units through the model together.
+
+    Args:
+        plan: The plan.
+        memory: What it needs for one unit.
+        waiting: What a full micro-batch keeps alive while it waits at a site, where that is most.
+    """
+    if not plan.sequential:
+        return memory
+    compute, share = plan.spec["compute"], _largest_share(plan)
+    batches = -(-share * -(-compute["max_tokens"] // PADDING) * PADDING // compute["batch_tokens"])
+    samples = share * plan.rows_per_prompt * plan.width * _WORD
+    sketched = min(plan.sketched_units("tokens"), -(-share // plan.unit_size))
+    tokens = sketched * plan.width * words_per_neuron(plan.precision("tokens")) * _WORD
+    return dataclasses.replace(memory, held=samples + tokens, waiting=max(1, batches) * waiting)
+
+
+def _largest_share(plan: Plan) -> int:
+    """Prompts of the source that one worker takes, at most: whole units."""
+    units = -(-plan.num_units("source") // _num_workers(plan))
+    return min(units * plan.unit_size, plan.source.num_prompts)
+
+
+def _num_workers(plan: Plan) -> int:
+    return max(1, int(plan.spec["compute"]["workers"]))
 
 
 def check_free(storage: AbstractStorage, plan: Plan) -> None:
@@ -267,10 +300,29 @@ def _sketch_disk(plan: Plan) -> int:
     return (sum(counts) + folds) * plan.width * SKETCH_BYTES
 
 
+def _check_lockstep(plan: Plan) -> None:
+    """Checks that what waits at a site has room, in memory or on the disk of temporary files.
+
+    Raises:
+        LockstepPlanError: It has not; says how many prompts have.
+    """
+    memory, share = plan.memory, _largest_share(plan)
+    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    each = memory.held / share, (memory.held + memory.waiting) / share
+    alone = memory.available - (memory.worker - memory.held)
+    fits = int(max(0, min(alone / each[0], (alone + disk) / each[1])))
+    if alone > 0 and fits < share:
+        raise LockstepPlanError(
+            plan.source.num_prompts, min(fits * _num_workers(plan), plan.source.num_prompts - 1), memory, disk
+        )
+
+
 def _check_budget(plan: Plan, job: Job, device: str) -> None:
     memory, workers = plan.memory, max(job.compute.workers, 1)
     reducers = memory.reducer * len(shares(plan))
     beside = reducers // workers if device == "cpu" else 0
+    if plan.sequential:
+        _check_lockstep(plan)
     if memory.worker + beside > memory.available:
         raise MemoryPlanError(memory)
     if device != "cpu" and reducers > machine.memory_per_worker("cpu", 1):

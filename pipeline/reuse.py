@@ -63,6 +63,12 @@ def earlier(located: Job, side: SideName) -> Found | None:
 
 def obstacle(plan: Plan, found: Found) -> str | None:
     """Returns why no unit of another run can be taken over, in words; None where units can."""
+    if (
+        found.side == "source"
+        and (plan.sequential or found.plan.sequential)
+        and found.plan.fingerprint != plan.fingerprint
+    ):
+        return "in a sequential fit what the source has at a site depends on all prompts"
     before, after = found.plan.activations, plan.activations
     return None if before == after else first_difference(before, after)
 

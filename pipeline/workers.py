@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Self, final
 
 from pipeline.extract import Extractor
 from pipeline.quarantine import RunRecords
 from pipeline.reduce import Reducer, shares
+from pipeline.sequential.drive import AbstractSteppers, InProcessSteppers
+from pipeline.sequential.stepper import Stepper
 from pipeline.storage import storage_at
 from schemas.plan import LawName, Plan, Unit, side_of
 from schemas.receipt import Receipt
@@ -40,6 +43,13 @@ class AbstractWorkers(ABC):
     @abstractmethod
     def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Yields the receipt of every unit, in the order in which they finish. Units are taken as workers are free."""
+
+    @abstractmethod
+    def steppers(self) -> AbstractContextManager[AbstractSteppers]:
+        """Returns a context with whoever takes the units of a sequential fit's source through the model.
+
+        In it, and after it, nobody extracts any more.
+        """
 
     @abstractmethod
     def fold(self, receipt: Receipt) -> None:
@@ -98,6 +108,11 @@ class InProcessWorkers(AbstractWorkers):
         records = RunRecords(storage_at(self._uri), self._plan)
         for unit in units:
             yield self._worker.extract(unit, Treatment(masked=records.known(unit)))
+
+    @contextmanager
+    def steppers(self) -> Iterator[AbstractSteppers]:
+        """Goes on with the model that it has."""
+        yield InProcessSteppers(Stepper(self._plan, self._uri, self._worker))
 
     def fold(self, receipt: Receipt) -> None:
         """Folds a unit at once."""

@@ -102,7 +102,7 @@ class Card:
         law: What the laws kept of each neuron: ``exact`` for every sample, ``sketch`` for counted cells.
         pooling: How the tokens of a prompt became one sample.
         template: ``plain`` or ``chat``.
-        estimation: ``simultaneous``.
+        estimation: ``simultaneous``, or ``sequential`` with what else there is to say.
         sites: The sites, in execution order.
         timesteps: The denoiser's timesteps that the steps of the sites name; empty for language models.
         source: The source side.

@@ -142,6 +142,10 @@ class Memory:
         sketch: Sketches of one unit: that of its tokens, and the one being written.
         reducer: The running laws of the hookpoints that a reducer owns, and a unit of them; 0 without reducers.
         available: What the machine (or GPU) has for one worker.
+        held: Of a sequential fit: pooled activations and sketches of tokens of all units that a worker takes through
+            the model together; else 0.
+        waiting: Of a sequential fit: live tensors of all micro-batches of a worker while they wait at a site, at most;
+            what has no room goes to a temporary file.
     """
 
     weights: int
@@ -150,11 +154,23 @@ class Memory:
     sketch: int
     reducer: int
     available: int
+    held: int = 0
+    waiting: int = 0
 
     @property
     def worker(self) -> int:
         """Peak bytes of one worker. A block being written exists twice: once more as encoded chunks."""
-        return self.weights + self.forward + 2 * self.block + self.sketch
+        return self.weights + self.forward + 2 * self.block + self.sketch + self.held
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left for what waits."""
+        return self.available - self.worker
+
+    @property
+    def spills(self) -> bool:
+        """Whether what waits may have no room in memory."""
+        return self.waiting > self.room
 
 
 @final
@@ -274,6 +290,23 @@ class Plan:
         return bool(self.spec["store"]["sketches"] == "merged")
 
     @property
+    def estimation(self) -> str:
+        """The estimation in words, as on a card."""
+        estimation = self.spec["estimation"]
+        return f"sequential in {estimation['blocks']} blocks" if isinstance(estimation, Mapping) else str(estimation)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether each site is fitted on activations that the maps before it have moved."""
+        return bool(self.spec["estimation"] != "simultaneous")
+
+    @property
+    def blocks(self) -> int | None:
+        """Into how many groups a sequential fit parts its sites; None where each is fitted by itself."""
+        estimation = self.spec["estimation"]
+        return estimation["blocks"] if isinstance(estimation, Mapping) else None
+
+    @property
     def support(self) -> object:
         """The support: a word, or two percentiles."""
         return self.spec["transport"]["support"]
@@ -304,7 +337,7 @@ class Plan:
     @property
     def activations(self) -> dict[str, Any]:
         """All that decides the activations of a prompt but the prompt and its place, by name."""
-        spec = {key: self.spec[key] for key in ("template", "pooling", "estimation")}
+        spec = {key: self.spec[key] for key in ("template", "pooling")}
         shared = {key: part for key, part in self.identity.items() if key not in {"source", "target", "law", "spec"}}
         return shared | {"spec": spec}
 
@@ -320,7 +353,9 @@ class Plan:
     def _unit_keys(self) -> dict[SideName, str]:
         tokens = {"source": "all" if self.support == "tokens" else "first", "target": "none"}
         laws = self.identity["law"]
-        return {name: digest(self.activations | {"law": laws[name], "tokens": tokens[name]}) for name in SIDES}
+        keys = {name: digest(self.activations | {"law": laws[name], "tokens": tokens[name]}) for name in SIDES}
+        # Moved activations depend on all that the maps do.
+        return keys | {"source": self.fingerprint} if self.sequential else keys
 
     @cached_property
     def _side_keys(self) -> dict[SideName, str]:

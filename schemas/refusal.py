@@ -8,11 +8,6 @@ from typing import Any, final
 
 from schemas.document import Document, Path, SpecError, dotted, shown
 
-# Words of the spec that belong to later versions.
-_LATER: Mapping[str, tuple[str, ...]] = {
-    "estimation": ("sequential",),
-}
-
 # Of so many errors the first is looked for: a file has room for many more, and to word one takes a millisecond.
 _MOST_ERRORS = 100
 
@@ -176,8 +171,6 @@ def _wanted(field: Any, words: Sequence[Any]) -> str:  # noqa: ANN401
 def _wrong(place: Path, value: object, field: Any, words: Sequence[Any]) -> str:  # noqa: ANN401
     """Words a value that is not what was wanted."""
     key = dotted(place)
-    if isinstance(value, str) and value in _LATER.get(str(key), ()):
-        return f"{key!r} is {shown(value)}, which this version does not offer yet; it offers {_wanted(field, words)}"
     return f"{key!r} is {shown(value)}; wanted {_wanted(field, words)}{_hint(value, words, 0.5)}"
 
 

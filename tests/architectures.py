@@ -20,6 +20,7 @@ _SIZES = {
     "pad_token_id": 0,
 }
 _GROUPED = _SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 CONFIGS: Mapping[str, PretrainedConfig] = {
     "albert": transformers.AlbertConfig(**_SIZES, embedding_size=16),
@@ -60,12 +61,131 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
 }
 
 
-def tiny(family: str) -> PreTrainedModel:
-    """Returns the model of a family, in evaluation mode, with the same random weights each time."""
+#: Families whose sites do not all answer to the presets, or which are no decoders: forwards of them are run alike.
+FURTHER: Mapping[str, PretrainedConfig] = {
+    "bart": transformers.BartConfig(
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+    ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **_SIZES,
+        **_EXPERTS,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+    "distilbert": transformers.DistilBertConfig(
+        vocab_size=64, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, pad_token_id=0
+    ),
+    "gemma2": transformers.Gemma2Config(**_GROUPED, sliding_window=8),
+    "gemma4_text": transformers.Gemma4TextConfig(
+        **_GROUPED,
+        sliding_window=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=64,
+        global_head_dim=8,
+    ),
+    "gpt_oss": transformers.GptOssConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "mistral": transformers.MistralConfig(**_GROUPED, sliding_window=8),
+    "olmoe": transformers.OlmoeConfig(**_GROUPED, num_experts=4, num_experts_per_tok=2),
+    "phi": transformers.PhiConfig(**_SIZES),
+    "phi3": transformers.Phi3Config(**_GROUPED),
+    "qwen2": transformers.Qwen2Config(**_GROUPED),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**_GROUPED, **_EXPERTS),
+    "qwen3_next": transformers.Qwen3NextConfig(
+        **_GROUPED,
+        **_EXPERTS,
+        shared_expert_intermediate_size=16,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "recurrent_gemma": transformers.RecurrentGemmaConfig(
+        **_SIZES,
+        head_dim=8,
+        num_key_value_heads=2,
+        lru_width=32,
+        attention_window_size=8,
+        block_types=["recurrent", "attention"],
+    ),
+    "roberta": transformers.RobertaConfig(**_SIZES),
+    "rwkv": transformers.RwkvConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        attention_hidden_size=32,
+        intermediate_size=48,
+        context_length=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "t5": transformers.T5Config(
+        vocab_size=64,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    ),
+    "zamba2": transformers.Zamba2Config(
+        **_SIZES,
+        num_key_value_heads=4,
+        mamba_d_state=4,
+        mamba_headdim=8,
+        n_mamba_heads=8,
+        mamba_ngroups=1,
+        layers_block_type=["hybrid", "hybrid"],
+        num_mem_blocks=1,
+        adapter_rank=4,
+        chunk_size=8,
+    ),
+}
+
+#: Families that are not made as decoders with a head.
+_AUTO: Mapping[str, type] = {
+    "albert": transformers.AutoModel,
+    "bart": transformers.AutoModelForSeq2SeqLM,
+    "distilbert": transformers.AutoModel,
+    "roberta": transformers.AutoModel,
+    "t5": transformers.AutoModelForSeq2SeqLM,
+}
+
+
+def tiny(family: str, attention: str | None = None) -> PreTrainedModel:
+    """Returns the model of a family, in evaluation mode, with the same random weights each time.
+
+    Args:
+        family: A key of `CONFIGS` or `FURTHER`.
+        attention: Its kernel, ``sdpa`` or ``eager``; None is what transformers takes.
+    """
+    config = CONFIGS.get(family) or FURTHER[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        auto = transformers.AutoModel if family == "albert" else transformers.AutoModelForCausalLM
-        return auto.from_config(CONFIGS[family]).eval().requires_grad_(False)
+        auto = _AUTO.get(family, transformers.AutoModelForCausalLM)
+        return auto.from_config(config, attn_implementation=attention).eval().requires_grad_(False)
 
 
 def smollm2() -> PreTrainedModel:

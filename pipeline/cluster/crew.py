@@ -39,6 +39,18 @@ class Berths:
     threads: int
     gpus: int
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Ray is told of an actor; it restarts and repeats nothing by itself."""
+        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(self.threads)}
+        return {
+            "num_cpus": self.threads,
+            "num_gpus": self.gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": environment},
+        }
+
 
 @final
 class RayCrew(AbstractCrew):
@@ -68,14 +80,7 @@ class RayCrew(AbstractCrew):
     ) -> None:
         self._ray, self._berths, self._arguments = ray, berths, arguments
         self._reachable_within = reachable_within
-        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(berths.threads)}
-        self._actor = ray.remote(worker).options(
-            num_cpus=berths.threads,
-            num_gpus=berths.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": environment},
-        )
+        self._actor = ray.remote(worker).options(**berths.options)
         self._posts: list[Post | None] = [None] * berths.num_workers
         self._places: dict[Post, int] = {}
         self._told: queue.SimpleQueue[Post] = queue.SimpleQueue()
@@ -111,6 +116,12 @@ class RayCrew(AbstractCrew):
         self._posts[place] = None
         del self._places[post]
         post.kill(here=self._berths.address == "local")
+
+    def dismiss(self) -> None:
+        """Ends all actors, which have nothing to do; Ray reports no death then."""
+        for post in list(self._places):
+            self._ray.kill(post.actor)
+        self._places, self._posts = {}, [None] * len(self._posts)
 
     def close(self) -> None:
         """Kills all actors."""

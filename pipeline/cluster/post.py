@@ -46,7 +46,7 @@ class Post:
     """
 
     def __init__(self, ray: Any, actor: Any, tell: Callable[["Post"], None]) -> None:  # noqa: ANN401
-        self._ray, self._actor, self._tell = ray, actor, tell
+        self._ray, self.actor, self._tell = ray, actor, tell
         self.calls: deque[Call] = deque()
         #: Process id, once it is ready.
         self.pid: int | None = None
@@ -69,12 +69,12 @@ class Post:
 
     def _remote(self, what: Task | Literal["ready", "turn"], arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
         if isinstance(what, str):
-            return getattr(self._actor, what).remote(*arguments)
+            return getattr(self.actor, what).remote(*arguments)
         if isinstance(what, Extract):
-            return self._actor.extract.remote(what.unit, what.treatment)
+            return self.actor.extract.remote(what.unit, what.treatment)
         if isinstance(what, Settle):
-            return self._actor.settle_frame.remote(what.law, what.treatment)
-        return self._actor.probe.remote(what)
+            return self.actor.settle_frame.remote(what.law, what.treatment)
+        return self.actor.probe.remote(what)
 
     def ended(self) -> tuple[Call, Ending, Any] | None:
         """Takes the first call out of the queue if it has ended; returns how, and its result or error.
@@ -92,7 +92,7 @@ class Post:
     def ping(self) -> None:
         """Asks an actor that could not be reached whether it is there."""
         self.asked = time.monotonic()
-        self._ping = self._watched(self._actor.ready.remote())
+        self._ping = self._watched(self.actor.ready.remote())
 
     def answered(self) -> Ending | None:
         """Returns how the ping ended; None as long as it has not."""
@@ -117,7 +117,7 @@ class Post:
         if here and self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, signal.SIGKILL)
-        self._ray.kill(self._actor)
+        self._ray.kill(self.actor)
 
     def _ending(self, error: BaseException | None) -> Ending:
         exceptions = self._ray.exceptions

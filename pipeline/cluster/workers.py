@@ -13,6 +13,7 @@ from pipeline.quarantine import RunRecords
 from pipeline.reduce import shares
 from pipeline.scheduling import Policy, Scheduler
 from pipeline.scheduling.pace import LEAST_DEADLINE
+from pipeline.sequential.drive import AbstractSteppers
 from pipeline.storage import storage_at
 from pipeline.workers import AbstractWorkers
 from schemas.plan import SIDES, LawName, Plan, Unit, side_of
@@ -98,6 +99,20 @@ class RayWorkers(AbstractWorkers):
     def extract(self, units: Iterable[Unit]) -> Iterator[Receipt]:
         """Keeps a few units at every worker, and takes the receipt of whichever finishes first."""
         return self._inside[1].run(units)
+
+    @contextlib.contextmanager
+    def steppers(self) -> Iterator[AbstractSteppers]:
+        """Ends the extractors and starts actors that step, in their places."""
+        from pipeline.cluster.steppers import RaySteppers
+
+        self._inside[0].dismiss()
+        units = self._plan.num_units("source")
+        deadline = self._policy.deadline or self._policy.first_deadline
+        steppers = RaySteppers(self._ray, self._berths, self._plan, self._uri, deadline * units)
+        try:
+            yield steppers
+        finally:
+            steppers.close()
 
     def fold(self, receipt: Receipt) -> None:
         """Hands a unit to every reducer."""

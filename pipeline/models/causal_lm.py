@@ -1,10 +1,10 @@
 """Causal language models, through transformers: from a folder, a hub id, or a GGUF file."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import transformers
@@ -15,6 +15,7 @@ from act.capture import discover
 from act.clock import AbstractClock, StillClock
 from act.errors import ActError
 from act.hookpoint import modules_of, select
+from act.lockstep.ledger import live_bytes
 from act.pooling import TokenSpans
 from pipeline.errors import ModelLoadError, PromptLengthError, TemplateError
 from pipeline.models import files
@@ -32,7 +33,9 @@ from pipeline.models.live_bytes import LiveBytes
 from pipeline.models.packing import encode, fill, pad, padded, position_limit, templated
 from pipeline.models.quiet import quiet
 from schemas.job import CausalLM
-from schemas.plan import ModelFacts
+from schemas.plan import ModelFacts, Site
+
+T = TypeVar("T")
 
 
 @final
@@ -98,18 +101,25 @@ class CausalLMCheckpoint(AbstractCheckpoint):
         tokenizer = self._tokenizer()
         if rule.template == "chat" and not tokenizer.chat_template:
             raise TemplateError(self._place)
-        mode, skeleton = self._skeleton
-        limit = position_limit(skeleton.config)
+        limit = position_limit(self._skeleton[1].config)
         if limit is not None and rule.max_tokens > limit:
             raise PromptLengthError(self._place, rule.max_tokens, limit)
+        return self._dry_run(device, lambda model: _survey(model, hookpoints, rule))
+
+    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
+        """Dry run of a full micro-batch, as `survey`."""
+        return self._dry_run(device, lambda model: _waiting_bytes(model, sites, rule))
+
+    def _dry_run(self, device: str, look: Callable[[transformers.PreTrainedModel], T]) -> T:
+        mode, skeleton = self._skeleton
         try:
             with mode:
-                return _survey(skeleton, hookpoints, rule)
+                return look(skeleton)
         except ActError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
             self.prepare()
-            return _survey(self._load(device), hookpoints, rule)
+            return look(self._load(device))
 
     def load(self, device: str) -> "CausalLMModel":
         """Loads the model.
@@ -225,6 +235,10 @@ class CausalLMModel(AbstractModel):
         """Runs the model up to its last hidden state; of the logits only the last column is computed."""
         run(self._model, batch.inputs)
 
+    def alone(self, clock: AbstractClock) -> Callable[[MicroBatch], None]:
+        """A language model's forward keeps nothing."""
+        return self.forward
+
     @torch.inference_mode()
     def generate(self, prompt: str, sampling: Sampling) -> str:
         """Returns the continuation of a prompt, without the prompt."""
@@ -269,18 +283,32 @@ def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
 
 
 def _survey(model: transformers.PreTrainedModel, hookpoints: str | tuple[str, ...], rule: PackingRule) -> Survey:
-    modules = modules_of(model)
-    chosen = select(hookpoints, modules)
-    width = padded(rule.max_tokens, position_limit(model.config))
-    shape, device = (max(1, rule.batch_tokens // width), width), next(model.parameters()).device
-    inputs = {
-        "input_ids": torch.zeros(shape, dtype=torch.long, device=device),
-        "attention_mask": torch.ones(shape, dtype=torch.long, device=device),
-    }
-    live = LiveBytes()
+    modules, inputs, live = modules_of(model), _full_batch(model, rule), LiveBytes()
 
     def forward() -> None:
         with torch.inference_mode(), live:
             run(model, inputs)
 
-    return Survey(discover(modules, chosen, forward, tokens=width), (), live.peak)
+    return Survey(
+        discover(modules, select(hookpoints, modules), forward, tokens=inputs["input_ids"].shape[1]), (), live.peak
+    )
+
+
+def _waiting_bytes(model: transformers.PreTrainedModel, sites: Sequence[Site], rule: PackingRule) -> int:
+    inputs = _full_batch(model, rule)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            run(model, inputs)
+
+    return max(live_bytes(modules_of(model), sites, forward))
+
+
+def _full_batch(model: transformers.PreTrainedModel, rule: PackingRule) -> dict[str, torch.Tensor]:
+    """Returns the largest micro-batch that a rule gives."""
+    width = padded(rule.max_tokens, position_limit(model.config))
+    shape, device = (max(1, rule.batch_tokens // width), width), next(model.parameters()).device
+    return {
+        "input_ids": torch.zeros(shape, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(shape, dtype=torch.long, device=device),
+    }

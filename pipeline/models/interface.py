@@ -1,7 +1,7 @@
 """What the pipeline asks of a model, whatever its kind: a checkpoint on disk, and the model loaded from it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -154,6 +154,14 @@ class AbstractModel(ABC):
         """Runs one micro-batch through the model, without gradients."""
 
     @abstractmethod
+    def alone(self, clock: AbstractClock) -> Callable[[MicroBatch], None]:
+        """Returns what runs one micro-batch as `forward` does, whatever others do with the model in between.
+
+        Args:
+            clock: The clock that follows all of them.
+        """
+
+    @abstractmethod
     def generate(self, prompt: str, sampling: Sampling) -> Any:  # noqa: ANN401
         """Returns what the model makes of a prompt: the continuation as text, or an image as `PIL.Image.Image`."""
 
@@ -192,6 +200,16 @@ class AbstractCheckpoint(ABC):
         Raises:
             HookpointNotFoundError: A preset or pattern matches no module.
             SiteVisitError: A hookpoint is never called, or more than once.
+        """
+
+    @abstractmethod
+    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
+        """Returns what a full micro-batch keeps alive while it waits at a site, where that is most; as `survey` runs.
+
+        Args:
+            sites: The sites, in execution order.
+            rule: How units are packed.
+            device: Where the model runs, if that needs the weights.
         """
 
     @abstractmethod

@@ -1,8 +1,9 @@
 """Text-to-image pipelines, through diffusers: a prompt and a seed become an image in a fixed number of steps."""
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from act.capture import discover, hooked
-from act.clock import DenoisingClock
+from act.clock import AbstractClock, DenoisingClock
 from act.errors import ClockError
 from act.hookpoint import Hookpoint, modules_of, select
+from act.lockstep.ledger import live_bytes
 from pipeline.errors import ModelLoadError
 from pipeline.models import files
 from pipeline.models.components import load_components
@@ -35,9 +37,9 @@ from pipeline.models.interface import (
 )
 from pipeline.models.live_bytes import LiveBytes
 from pipeline.models.pipeline_folder import PipelineFolder
-from pipeline.models.quiet import quiet
+from pipeline.models.quiet import Silence, quiet
 from schemas.job import TextToImage
-from schemas.plan import ModelFacts
+from schemas.plan import ModelFacts, Site
 
 #: Components whose modules can be hookpoints: the denoiser, under either of its names.
 DENOISERS = ("unet.", "transformer.")
@@ -123,6 +125,15 @@ class TextToImageCheckpoint(AbstractCheckpoint):
             sites = discover(model.modules, chosen, forward, clock)
         return Survey(sites, clock.timesteps, live.peak * model.prompts_per_batch(rule))
 
+    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
+        """Dry run of one prompt, as `survey`; a micro-batch is said to need as much for each of its prompts."""
+        model = self.load(device)
+        clock = model.clock(())
+        batch = model.pack([_SURVEY_PROMPT], 0, rule).batches[0]
+        return max(live_bytes(model.modules, sites, lambda: model.forward(batch), clock)) * model.prompts_per_batch(
+            rule
+        )
+
     def load(self, device: str) -> "TextToImageModel":
         """Loads the pipeline.
 
@@ -204,6 +215,19 @@ class TextToImageModel(AbstractModel):
         """Runs all steps on one micro-batch; no image is decoded."""
         self._draw(batch.inputs["prompts"], batch.inputs["seeds"], "latent")
 
+    def alone(self, clock: AbstractClock) -> Callable[[MicroBatch], None]:
+        """Runs a copy of the pipeline with a scheduler of its own; the modules are the same."""
+        assert isinstance(clock, DenoisingClock), "it is a denoiser's"
+        pipeline = copy.copy(self._pipeline)
+        pipeline.scheduler = copy.deepcopy(self._pipeline.scheduler)
+        other = TextToImageModel(pipeline, self._spec)
+
+        def run(batch: MicroBatch) -> None:
+            with clock.watching(pipeline):
+                other.forward(batch)
+
+        return run
+
     @torch.inference_mode()
     def generate(self, prompt: str, sampling: Sampling) -> Image:
         """Returns the image of a prompt, drawn with the spec's steps, guidance and size, and the seed of `sampling`."""
@@ -269,16 +293,11 @@ class TextToImageModel(AbstractModel):
         return int(longest.default)
 
 
+_DIFFUSERS = Silence(logging)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """A context in which diffusers and transformers print nothing but errors."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with quiet():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _DIFFUSERS.kept(), quiet():
+        yield

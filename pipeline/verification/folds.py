@@ -76,9 +76,9 @@ class MergedUnits:
 
     def _law(self, law: LawName) -> Iterator[Damage]:
         keys = self._storage.keys(self._folder.folds(law))
-        for record, problem in self._unread(keys):
-            if problem != MISSING:
-                yield Damage(record, problem, None, "fold")
+        for record, unread in self._unread(keys):
+            if unread != MISSING:
+                yield Damage(record, unread, None, "fold")
         for key in (key for key in keys if _record(key) == key):
             found: list[Fold] = []
             problem, damaged = self._look.problem(key, partial(self._read, law, key, found.append)), key

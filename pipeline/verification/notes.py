@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import final
 
-from pipeline.folder import CRUMBS, LEASE, REPORT, REPORT_CHECKSUM, RUNNING, SPEC, SPEC_CHECKSUM, TIMINGS
+from pipeline.folder import CRUMBS, LEASE, REPORT, REPORT_CHECKSUM, RUNNING, SEQUENTIAL, SPEC, SPEC_CHECKSUM, TIMINGS
 from pipeline.layout import checksum_line
 from pipeline.lease import LeaseRecord
 from pipeline.pieces import SPLITS, UnitSplits
@@ -14,6 +14,7 @@ from pipeline.verification.damage import Damage, Kind
 from pipeline.verification.look import MISSING, OTHER_BYTES, Look, Wrong, unknown
 from schemas.plan import Plan, SideName, Unit
 from schemas.running import Running
+from schemas.site_map import SiteMap
 from schemas.timings import Timings
 from schemas.treatment import Crumb
 
@@ -93,12 +94,26 @@ class Notes:
             else:
                 yield from _strange(key)
 
+        yield from self._site_maps()
         for key in self._storage.keys(LEASE):
             match = re.fullmatch(rf"{LEASE}/([0-9]{{8,18}})\.(json|beat|released)", key)
             if match is None:
                 yield from _strange(key)
             else:
                 yield from self._one(key, None, partial(self._lease, key, int(match[1]), match[2]))
+
+    def _site_maps(self) -> Iterator[Damage]:
+        for key in self._storage.keys(SEQUENTIAL):
+            match = re.fullmatch(rf"{SEQUENTIAL}/([0-9]{{8}})\.json", key)
+            if match is None or not self._plan.sequential or int(match[1]) >= len(self._plan.sites):
+                yield from _strange(key)
+            else:
+                yield from self._one(key, None, partial(self._site_map, key, int(match[1])))
+
+    def _site_map(self, key: str, site: int) -> None:
+        found = self._look.sealed(SiteMap, key)
+        if (found.plan, found.site) != (self._plan.fingerprint, site):
+            raise Wrong("it is not of this plan")
 
     def _one(self, key: str, unit: Unit | None, look: Callable[[], object]) -> Iterator[Damage]:
         problem = self._look.problem(key, look)

@@ -5,7 +5,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, final
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from schemas.job.model import CausalLM, TextToImage, located
 from schemas.job.prompts import Side
@@ -27,12 +35,43 @@ def _read_bytes(value: object) -> object:
 _SLUG = "a letter or digit, then at most 99 letters, digits, dots, dashes or underscores"
 _BYTES = "bytes: a whole number above 0, or like 20GiB (KiB MiB GiB TiB KB MB GB TB)"
 _LAW = "auto, exact, sketch, or a section with keys of kind, precision, misfits"
+_ESTIMATION = "simultaneous, sequential, or a section with keys of kind, blocks"
 _DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,4})?)$"
 Version = Annotated[int, Field(strict=True, ge=1, le=1, description="1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description=_SLUG)]
 Bytes = Annotated[int, BeforeValidator(_read_bytes), Field(strict=True, gt=0, description=_BYTES)]
 Device = Annotated[str, Field(pattern=_DEVICES, description="auto, cpu, cuda or cuda:N")]
 Precision = Annotated[int, Field(strict=True, ge=1, le=8, description="a whole number from 1 to 8")]
+
+
+@final
+class Estimation(Section):
+    """Which activations a site's map is fitted on. Text alone is the kind.
+
+    Args:
+        kind: ``simultaneous`` takes those of the model as it is, ``sequential`` those that the maps before have moved.
+        blocks: Into how many groups of sites a sequential fit is parted, each of them fitted simultaneously and with a
+            forward of its own; None fits every site by itself, in one forward in all.
+    """
+
+    kind: Literal["simultaneous", "sequential"] = "simultaneous"
+    blocks: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> object:
+        return self.kind if self.blocks is None else serialize(self)
+
+    @field_validator("blocks")
+    @classmethod
+    def _are_of_a_sequential_fit(cls, blocks: int | None, info: ValidationInfo) -> int | None:
+        if blocks is not None and info.data.get("kind") == "simultaneous":
+            raise ValueError("no blocks with 'kind: simultaneous', which fits all sites at once")
+        return blocks
 
 
 @final
@@ -74,6 +113,7 @@ class Compute(Section):
         address: ``local`` starts Ray here; anything else names a running cluster.
         batch_tokens: Tokens of a micro-batch, padding included.
         threads: Threads of a worker.
+        memory: Bytes that a worker may take; None is its share of what the machine has.
     """
 
     workers: CountOrZero = 2
@@ -84,6 +124,7 @@ class Compute(Section):
     unit_size: Count = 512
     batch_tokens: Annotated[Count, Field(validate_default=True)] = 4096
     threads: Count = 1
+    memory: Bytes | None = None
 
     @field_validator("batch_tokens")
     @classmethod
@@ -146,7 +187,7 @@ class Job(Section):
     hookpoints: Texts
     template: Literal["plain", "chat"] = "plain"
     pooling: Literal["mean", "max", "min", "median", "last", "all"] = "mean"
-    estimation: Literal["simultaneous"] = "simultaneous"
+    estimation: Annotated[Estimation, Field(description=_ESTIMATION)] = Estimation()
     transport: Annotated[DetZero | Transport, Field(discriminator="method")] = Transport(method="linear")
     law: Annotated[Law, Field(description=_LAW)] = Law()
     compute: Compute = Compute()
@@ -160,6 +201,23 @@ class Job(Section):
         if pooling == "all" and isinstance(info.data.get("model"), TextToImage):
             raise ValueError("another pooling for a text-to-image model, whose sites differ in their number of tokens")
         return pooling
+
+    @field_validator("transport")
+    @classmethod
+    def _selects_site_by_site(cls, transport: DetZero | Transport, info: ValidationInfo) -> DetZero | Transport:
+        chosen = transport.select
+        if _is_sequential(info) and chosen is not None and (chosen.of == "sites" or chosen.across == "model"):
+            raise ConflictError(
+                "select", "neurons across each site with estimation: sequential, which fits site by site"
+            )
+        return transport
+
+    @field_validator("law")
+    @classmethod
+    def _is_counted_once(cls, law: Law, info: ValidationInfo) -> Law:
+        if law.misfits == "mend" and _is_sequential(info):
+            raise ConflictError("misfits", "report with estimation: sequential, whose maps are fitted as samples come")
+        return law
 
     @field_validator("law")
     @classmethod
@@ -194,6 +252,11 @@ class Job(Section):
         laws = None if self.store.laws is None else from_base(self.store.laws, base)
         store = self.store.model_copy(update={"laws": laws})
         return self.model_copy(update={"model": model, **sides, "extends": extends, "store": store})
+
+
+def _is_sequential(info: ValidationInfo) -> bool:
+    estimation = info.data.get("estimation")
+    return isinstance(estimation, Estimation) and estimation.kind == "sequential"
 
 
 def _reads_samples(info: ValidationInfo) -> bool:

@@ -1,0 +1,169 @@
+"""Steppers on Ray: the units of a sequential fit's source shared out to actors, which come to each site together."""
+
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, final
+
+from pipeline.cluster.crew import Berths, own
+from pipeline.errors import WorkerLostError
+from pipeline.sequential.drive import AbstractSteppers, OddPrompts
+from pipeline.sequential.stepper import Stepper
+from schemas.plan import Plan, Unit
+from schemas.receipt import Receipt
+from schemas.site_map import SiteMap
+from schemas.treatment import Treatment
+
+T = TypeVar("T")
+
+
+@final
+class RaySteppers(AbstractSteppers):
+    """An actor for each share of the source's units. Values and maps go from actor to actor, not through the driver.
+
+    An actor that dies, or does not come to a site in time, is replaced by one that takes its units through the maps so
+    far; the others stay where they are.
+
+    Args:
+        ray: Ray.
+        berths: What the actors get.
+        plan: The plan.
+        uri: Where the run lies.
+        deadline: Seconds in which all units of an actor have to come through the model.
+    """
+
+    def __init__(self, ray: Any, berths: Berths, plan: Plan, uri: str, deadline: float) -> None:  # noqa: ANN401
+        self._ray, self._plan, self._deadline = ray, plan, deadline
+        self._most, self._here = berths.num_workers, berths.address == "local"
+        self._actor, self._arguments = ray.remote(Stepper).options(**berths.options), (plan, uri)
+        self._places: list[_Place] = []
+        self._known: list[SiteMap] = []
+        self._num_losses = 0
+
+    def begin(self, treatments: Mapping[Unit, Treatment], known: Sequence[SiteMap]) -> None:
+        """Shares the units out in their order, and starts an actor for each share that has none."""
+        units, self._known = list(treatments), list(known)
+        count = min(self._most, len(units))
+        bounds = [len(units) * part // max(1, count) for part in range(count + 1)]
+        for place in self._places[count:]:
+            self._ray.kill(place.actor)
+        del self._places[count:]
+        self._places += [_Place() for _ in range(count - len(self._places))]
+        for place, (start, stop) in zip(self._places, itertools.pairwise(bounds), strict=True):
+            place.share = {unit: treatments[unit] for unit in units[start:stop]}
+            place.actor = place.actor or self._actor.remote(*self._arguments)
+        self._persist(self._begin)
+
+    def fit(self, masked: str, sites: tuple[int, ...]) -> list[SiteMap]:
+        """Takes all actors to some sites, and fits each site at one of them, in turn."""
+        maps = self._persist(lambda: self._fit(masked, sites))
+        self._known += maps
+        return maps
+
+    def finish(self) -> Iterator[Receipt]:
+        """Stores all units, each actor its own."""
+        for receipts in self._persist(self._finish):
+            yield from receipts
+
+    def close(self) -> None:
+        """Ends the actors."""
+        for place in self._places:
+            self._ray.kill(place.actor)
+        self._places = []
+
+    def _begin(self) -> None:
+        pids = self._get([place.actor.ready.remote() for place in self._places])
+        for place, pid in zip(self._places, pids, strict=True):
+            place.pid = pid
+        self._get([place.actor.begin.remote(place.share, self._known) for place in self._places])
+        for place in self._places:
+            place.num_told = len(self._known)
+
+    def _fit(self, masked: str, sites: tuple[int, ...]) -> list[SiteMap]:
+        lost = self._get([place.actor.step.remote(sites, self._news(place)) for place in self._places])
+        for place in self._places:
+            place.num_told = len(self._known)
+        if any(lost):
+            raise OddPrompts([one for part in lost for one in part])
+        fitted = []
+        for site in sites:
+            frames = [place.actor.frames.remote(site) for place in self._places]
+            parts = [place.actor.part.remote(site, *frames) for place in self._places]
+            reducer = self._places[site % len(self._places)]
+            fitted.append(reducer.actor.fit.remote(masked, site, *parts))
+        return list(self._get(fitted))
+
+    def _finish(self) -> list[list[Receipt]]:
+        return list(self._get([place.actor.finish.remote(self._news(place)) for place in self._places]))
+
+    def _news(self, place: "_Place") -> list[SiteMap]:
+        return self._known[place.num_told :]
+
+    def _get(self, refs: list[Any]) -> list[Any]:
+        return list(self._ray.get(refs, timeout=self._deadline))
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """Does something that may be done again, until all actors live to its end.
+
+        Raises:
+            PipelineError: An actor raised it.
+            WorkerLostError: Actors died, or hung, again and again.
+        """
+        while True:
+            try:
+                return work()
+            except self._ray.exceptions.RayTaskError as exc:
+                if not isinstance(own(exc), self._ray.exceptions.RayError):
+                    raise own(exc) from exc
+            except self._ray.exceptions.RayError:
+                pass
+            self._replace_lost()
+
+    def _replace_lost(self) -> None:
+        """Other actors take the shares of those that are gone, or do not answer.
+
+        Raises:
+            WorkerLostError: That happened too often.
+        """
+        pings = {place.actor.ready.remote(): place for place in self._places}
+        there, late = self._ray.wait(list(pings), num_returns=len(pings), timeout=self._deadline)
+        lost = [pings[ref] for ref in late] + [pings[ref] for ref in there if not self._answers(ref)]
+        self._num_losses += max(1, len(lost))
+        if self._num_losses >= self._plan.spec["failures"]["attempts"] * len(self._places):
+            raise WorkerLostError("the source, on its way from site to site,", self._num_losses, "died or hung")
+        for place in lost:
+            self._end(place)
+            place.actor = self._actor.remote(*self._arguments)
+        self._ray.get([place.actor.ready.remote() for place in lost])
+        self._ray.get([place.actor.begin.remote(place.share, self._known) for place in lost])
+        for place in lost:
+            place.num_told = len(self._known)
+
+    def _answers(self, ref: Any) -> bool:  # noqa: ANN401
+        try:
+            self._ray.get(ref)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
+
+    def _end(self, place: "_Place") -> None:
+        """Kills an actor, whatever it does: on this machine by a signal, which a stopped process heeds too."""
+        if self._here and place.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(place.pid, signal.SIGKILL)
+        self._ray.kill(place.actor)
+        place.actor = place.pid = None
+
+
+@final
+@dataclass(eq=False)
+class _Place:
+    """Where an actor is: the actor, its process, the units that it has, and how many maps it was told."""
+
+    actor: Any = None
+    pid: int | None = None
+    share: dict[Unit, Treatment] = field(default_factory=dict)
+    num_told: int = 0

@@ -1,0 +1,340 @@
+"""Sequential runs: the maps of a fit in memory, the same bits however the run went, and what goes wrong on the way."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import act
+from act.fit import Batch
+from act.lockstep.spill import Spill
+from act.steer import load
+from jobs.fit import Fitted, fit, plan
+from jobs.replay import replay
+from pipeline.errors import BatchMemoryError, DamagedRunError, LockstepPlanError, LossError
+from pipeline.extract import Extractor
+from pipeline.forward import Forward
+from pipeline.models.causal_lm import CausalLMCheckpoint, CausalLMModel
+from pipeline.models.interface import MicroBatch
+from pipeline.plan import packing_rule, read_plan
+from pipeline.sequential.part import Part
+from pipeline.sequential.site_maps import SiteMaps, same_map, transport_of
+from pipeline.sequential.stepper import Stepper
+from pipeline.storage import LocalStorage
+from pipeline.verify import verify
+from schemas.document import SpecError
+from schemas.events import Notice
+from schemas.plan import SIDES
+from schemas.site_map import SiteMap
+from tests.jobs.runs import SOURCES, TARGETS, run, write_spec
+from tests.models import tiny_llama
+from tests.pipelines import tiny_flux, tiny_sdxl
+
+KIB = 1 << 10
+
+#: A sign whose bytes occur in no other prompt.
+MARK = "\U00100000"
+
+SEQUENTIAL = {"estimation": "sequential"}
+SKETCH = SEQUENTIAL | {"law": {"kind": "sketch"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> dict[str, str]:
+    return {"kind": "causal-lm", "path": str(tiny_llama(tmp_path_factory.mktemp("model") / "llama"))}
+
+
+@pytest.fixture(scope="module")
+def exact(model, tmp_path_factory) -> Path:
+    """A finished sequential run with exact laws."""
+    folder = tmp_path_factory.mktemp("exact")
+    run(folder, model, **SEQUENTIAL)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def sketched(model, tmp_path_factory) -> Path:
+    """The same with sketches."""
+    folder = tmp_path_factory.mktemp("sketched")
+    run(folder, model, **SKETCH)
+    return folder / "run"
+
+
+def tensors(root: Path) -> bytes:
+    return (root / "steer" / "steer.safetensors").read_bytes()
+
+
+def again(root: Path, tmp_path: Path) -> Fitted:
+    """Runs the command of a copied run again."""
+    return fit(tmp_path / "spec.yaml", tmp_path / "run", tmp_path / "cache")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Returns a copy of a run, its spec beside it."""
+
+    def copy(root: Path) -> Path:
+        shutil.copytree(root.parent, tmp_path, symlinks=True, dirs_exist_ok=True)
+        return tmp_path / "run"
+
+    return copy
+
+
+def batches(root: Path) -> tuple[list[Batch], list[Batch]]:
+    """The micro-batches of each side of a run, as a module takes them."""
+    planned = read_plan(LocalStorage(root))
+    extractor = Extractor(planned, str(root))
+    packed = {
+        side: [
+            batch.inputs
+            for unit in planned.units()
+            if unit.side == side
+            for batch in extractor.forward.model.pack(
+                extractor.prompts(unit), unit.start, packing_rule(planned.spec)
+            ).batches
+        ]
+        for side in SIDES
+    }
+    return packed["source"], packed["target"]
+
+
+def test_the_maps_are_those_of_a_sequential_fit_in_memory(exact):
+    """Which agrees with running the prefix again before every site: tests/act/lockstep."""
+    steer, module = load(exact / "steer"), Forward(read_plan(LocalStorage(exact))).model.root
+    source, target = batches(exact)
+    wanted = act.fit_steer(module, source, target, estimation="sequential")
+    other = act.fit_steer(module, source, target)
+    assert list(steer.maps) == list(wanted.maps)
+    for name, one in steer.maps.items():
+        assert torch.equal(one.scale, wanted.maps[name].scale)
+        assert torch.equal(one.shift, wanted.maps[name].shift)
+        assert torch.equal(one.low, wanted.maps[name].low)
+    last = list(steer.maps)[-1]
+    assert not torch.equal(other.maps[last].shift, steer.maps[last].shift)
+    assert steer.card.estimation == "sequential"
+    assert steer.card.source.num_samples == len(SOURCES)
+
+
+@pytest.mark.parametrize("kind", ["exact", "sketched"])
+def test_the_maps_of_the_laws_that_are_stored_are_those_that_moved_the_source(request, kind):
+    root = request.getfixturevalue(kind)
+    planned, steer = read_plan(LocalStorage(root)), load(root / "steer")
+    first = json.loads((root / "sequential/00000000.json").read_text())
+    known = SiteMaps(LocalStorage(root), planned).known(first["masked"])
+    assert len(known) == len(planned.sites) == 5
+    for site, one in zip(planned.sites, known, strict=True):
+        assert same_map(transport_of(one), steer.maps[site.hookpoint])
+
+
+def test_blocks_of_one_site_give_the_same_bits_and_one_block_is_simultaneous(model, exact, tmp_path):
+    planned = read_plan(LocalStorage(exact))
+    alone = run(tmp_path / "alone", model, estimation={"kind": "sequential", "blocks": len(planned.sites)})
+    for name, one in load(exact / "steer").maps.items():
+        assert same_map(one, alone.steer.maps[name])
+    whole = run(tmp_path / "whole", model, estimation={"kind": "sequential", "blocks": 1})
+    simultaneous = run(tmp_path / "simultaneous", model)
+    for name, one in simultaneous.steer.maps.items():
+        assert same_map(one, whole.steer.maps[name])
+
+
+@pytest.mark.parametrize("kind", ["exact", "sketched"])
+@pytest.mark.parametrize("num_known", [0, 1, 4, 5])
+def test_a_run_goes_on_at_the_last_site_that_was_fitted(request, copied, tmp_path, monkeypatch, kind, num_known):
+    """What a driver leaves that died: some maps, and receipts of the target, or of all but one unit."""
+    root = request.getfixturevalue(kind)
+    here = copied(root)
+    for path in sorted((here / "sequential").glob("*.json"))[num_known:]:
+        path.unlink()
+    shutil.rmtree(here / "steers")
+    for name in ("CURRENT", "steer"):
+        (here / name).unlink()
+    lost = sorted((here / "receipts/source").glob("*.json"))
+    for path in lost if num_known < 5 else lost[1:2]:
+        path.unlink()
+    fitted, steps = list[int](), Stepper.fit
+
+    def noting(stepper: Stepper, masked: str, site: int, *parts: Part) -> SiteMap:
+        fitted.append(site)
+        return steps(stepper, masked, site, *parts)
+
+    monkeypatch.setattr(Stepper, "fit", noting)
+    again(here, tmp_path)
+    assert fitted == list(range(num_known, 5))
+    assert tensors(here) == tensors(root)
+
+
+def test_a_prompt_whose_activation_is_not_finite_counts_nowhere(model, tmp_path, monkeypatch):
+    """It is found at the third site, when two maps are fitted on it; the fit begins anew without it."""
+    spoil(monkeypatch, model)
+    allowed = {"failures": {"quarantine_at_most": 0.1}}
+    fitted = marked(tmp_path / "poisoned", model, **SEQUENTIAL, **allowed)
+    (lost,) = fitted.tally.sides["source"].lost
+    assert (lost.row, lost.reason) == (7, "non-finite activation at model.layers.1.input_layernorm")
+    assert list(verify(LocalStorage(tmp_path / "poisoned/run"))) == []
+    with pytest.raises(LossError):
+        marked(tmp_path / "refused", model, **SEQUENTIAL, failures={"quarantine_at_most": 0})
+    assert not (tmp_path / "refused/run/CURRENT").exists()
+
+
+def marked(folder: Path, model: dict[str, Any], **changes: Any) -> Fitted:
+    """Runs a spec whose eighth source prompt holds the mark."""
+    spec = write_spec(folder, model, **changes)
+    lines = (folder / "source.txt").read_text().splitlines()
+    lines[7] = f"{MARK} {lines[7]}"
+    (folder / "source.txt").write_text("\n".join(lines) + "\n")
+    return fit(spec, folder / "run", folder / "cache")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
+    """Makes the first block add infinity to prompts that hold the mark."""
+    vocabulary = json.loads(Path(model["path"], "tokenizer.json").read_text())["model"]["vocab"]
+    ids: ContextVar[torch.Tensor] = ContextVar("ids")
+    load_model = CausalLMCheckpoint.load
+
+    def load_spoilt(checkpoint: CausalLMCheckpoint, device: str) -> CausalLMModel:
+        loaded = load_model(checkpoint, device)
+
+        def note(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+            ids.set(args[0])
+
+        def overflow(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            wrong = (ids.get() == vocabulary["ô"]).any(dim=1)
+            return torch.where(wrong[:, None, None], torch.inf, output)
+
+        loaded.modules["model.embed_tokens"].register_forward_pre_hook(note)
+        loaded.modules["model.layers.0.mlp"].register_forward_hook(overflow)
+        return loaded
+
+    monkeypatch.setattr(CausalLMCheckpoint, "load", load_spoilt)
+
+
+def test_micro_batches_that_do_not_fit_run_in_pieces_from_the_start(model, tmp_path, monkeypatch):
+    """Want of memory at some site of some micro-batch; the receipt says which it was, and a replay does the same."""
+    run_piece, calls = Forward.run_piece, list[int]()
+
+    def scarce(forward: Forward, number: int, piece: MicroBatch, *how: Callable[[MicroBatch], None]) -> None:
+        calls.append(len(piece.rows))
+        if number == 1 and len(piece.rows) > 2:
+            raise BatchMemoryError(number, piece.rows)
+        run_piece(forward, number, piece, *how)
+
+    monkeypatch.setattr(Forward, "run_piece", scarce)
+    fitted = run(tmp_path, model, **SEQUENTIAL)
+    assert {split.batch for split in fitted.tally.sides["source"].splits} == {1}
+    assert len(fitted.tally.sides["source"].splits) == 5
+    monkeypatch.undo()
+    assert replay(tmp_path / "run/steer", tmp_path, None, tmp_path / "cache").sites == 5
+
+
+def test_the_target_is_run_as_in_a_simultaneous_fit_and_can_be_used_again(model, tmp_path):
+    laws = {"store": {"laws": str(tmp_path / "laws")}}
+    run(tmp_path / "simultaneous", model, **laws)
+    fitted = run(tmp_path / "sequential", model, **SEQUENTIAL, **laws)
+    assert fitted.tally.num_units == 9
+    origins = {receipt.side: receipt.origin for receipt in fitted.receipts}
+    assert origins["source"] == ""
+    assert origins["target"] != ""
+
+
+def test_more_prompts_use_no_unit_of_the_source_again(model, exact, tmp_path):
+    """What the source has at a site depends on all prompts; the target's units are taken over."""
+    told: list[str] = []
+    spec = write_spec(tmp_path, model, **SEQUENTIAL, extends=str(exact))
+    (tmp_path / "source.txt").write_text("".join(f"{line}\n" for line in [*SOURCES, "one more prompt"]))
+    fitted = fit(
+        spec,
+        tmp_path / "run",
+        tmp_path / "cache",
+        lambda one: told.append(one.sentence) if isinstance(one, Notice) else None,
+    )
+    assert any("depends on all prompts" in sentence for sentence in told)
+    origins = {receipt.side: receipt.origin for receipt in fitted.receipts}
+    assert (origins["source"], bool(origins["target"])) == ("", True)
+    alone = run(tmp_path / "alone", model, **SEQUENTIAL)
+    assert alone.tally.num_prompts == len(SOURCES) + len(TARGETS)
+
+
+def test_a_map_of_the_log_that_is_damaged_is_named_and_repaired(exact, copied, tmp_path):
+    here = copied(exact)
+    path = here / "sequential/00000002.json"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    assert [damage.key for damage in verify(LocalStorage(here))] == ["sequential/00000002.json"]
+    (here / "receipts/source/00000001.json").unlink()
+    with pytest.raises(DamagedRunError, match=r"sequential/00000002\.json is damaged"):
+        again(here, tmp_path)
+    fit(tmp_path / "spec.yaml", here, tmp_path / "cache", damage="repair")
+    assert tensors(here) == tensors(exact)
+    assert list(verify(LocalStorage(here))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pipeline", "guidance"), [(tiny_sdxl, 4.0), (tiny_flux, 0.0)])
+def test_denoisers_are_fitted_step_by_step(tmp_path, pipeline, guidance):
+    """A site at every step, on images that the maps of the steps before have moved; as groups of one site give it."""
+    section = {"kind": "text-to-image", "path": str(pipeline(tmp_path / "pipeline")), "steps": 2, "guidance": guidance}
+    sides = {"source": {"limit": 5}, "target": {"limit": 4}}
+    changes = {"hookpoints": ["transformer.*_blocks.0.attn", "unet.*attn2.to_out.0"][pipeline is tiny_sdxl], **sides}
+    fitted = run(tmp_path / "lockstep", section, **SEQUENTIAL, **changes)
+    num_sites = len(fitted.plan.sites)
+    assert {site.hookpoint.rpartition("@")[2] for site in fitted.plan.sites} == {"0", "1"}
+    slow = run(tmp_path / "slow", section, **changes, estimation={"kind": "sequential", "blocks": num_sites})
+    simultaneous = run(tmp_path / "simultaneous", section, **changes)
+    for name, one in fitted.steer.maps.items():
+        assert same_map(one, slow.steer.maps[name])
+    assert not all(same_map(one, simultaneous.steer.maps[name]) for name, one in fitted.steer.maps.items())
+
+
+def test_what_has_no_room_in_memory_waits_in_a_file_to_the_same_bits(model, exact, tmp_path, monkeypatch):
+    whole = plan(write_spec(tmp_path / "whole", model, **SEQUENTIAL), tmp_path / "cache").memory
+    assert whole.waiting > 10 * KIB
+    assert not whole.spills
+    moved: list[int] = []
+    close = Spill.__exit__
+
+    def closing(spill: Spill, *error: Any) -> None:
+        moved.append(spill.moved)
+        close(spill, *error)
+
+    monkeypatch.setattr(Spill, "__exit__", closing)
+    fitted = run(tmp_path / "tight", model, **SEQUENTIAL, compute={"memory": whole.worker + 10 * KIB})
+    assert fitted.plan.memory.spills
+    assert moved[0] > whole.waiting
+    assert tensors(tmp_path / "tight/run") == tensors(exact)
+
+
+def test_a_side_that_has_no_room_is_refused_with_how_many_prompts_have(model, tmp_path):
+    whole = plan(write_spec(tmp_path, model, **SEQUENTIAL), tmp_path / "cache").memory
+    half = whole.worker - whole.held // 2
+    with pytest.raises(LockstepPlanError, match="a sequential fit of 40 source prompts") as caught:
+        plan(write_spec(tmp_path, model, **SEQUENTIAL, compute={"memory": half}), tmp_path / "cache")
+    assert 10 < caught.value.fits < 40
+    fits = {"source": {"limit": caught.value.fits // 2}}
+    assert plan(
+        write_spec(tmp_path, model, **SEQUENTIAL, **fits, compute={"memory": half}), tmp_path / "cache"
+    ).sequential
+
+
+def test_a_steer_is_replayed_from_its_card(exact, tmp_path):
+    assert replay(exact / "steer", exact.parent, None, tmp_path / "cache").sites == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"law": {"misfits": "mend"}}, "report with estimation: sequential"),
+        ({"transport": {"method": "linear", "select": {"by": "w2", "top": 3, "of": "sites"}}}, "across each site"),
+        ({"estimation": {"kind": "simultaneous", "blocks": 2}}, "no blocks"),
+        ({"estimation": {"kind": "sequential", "blocks": 0}}, "blocks"),
+        ({"estimation": "sequentiel"}, "did you mean"),
+    ],
+)
+def test_what_a_sequential_fit_cannot_do_is_refused(model, tmp_path, changes, words):
+    with pytest.raises(SpecError, match=words):
+        plan(write_spec(tmp_path, model, **(SEQUENTIAL | changes)), tmp_path / "cache")
