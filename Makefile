@@ -31,7 +31,7 @@ test-s3: $(INSTALLED) ## run the tests of object stores against an S3 server on 
 faults: $(INSTALLED) ## inject the faults that one process can meet
 	$(BIN)/python -m pytest -m 'slow or not slow' -k 'not every' --ignore tests/faults/test_ray.py tests/faults
 
-faults-all: $(INSTALLED) ## the same, those of a real Ray too, and at every single operation (an hour)
+faults-all: $(INSTALLED) ## the same, those of a real Ray too, and at every single operation (hours)
 	$(BIN)/python -m pytest -m 'slow or not slow' -s tests/faults
 
 soak: $(INSTALLED) ## an hour of random kills over 200,000 prompts

@@ -34,6 +34,9 @@ ROOT = Path(__file__).parents[1]
 VICTIMS = {"driver": 3, "worker": 6, "reducer": 2, "stopped worker": 1, "raylet": 0.5}
 NAMES = {"worker": "ray::Extractor", "stopped worker": "ray::Extractor", "reducer": "ray::Reducer", "raylet": "raylet"}
 
+#: How often a driver is not waited for until it has workers, so that it is hurt while it starts, too.
+WHILE_STARTING = 0.2
+
 
 @final
 @dataclass
@@ -58,12 +61,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec = _write(folder, arguments.prompts, arguments.workers, arguments.unit_size)
-        wanted = _undisturbed(spec, folder)
+        wanted = _undisturbed(spec)
         print(f"undisturbed in {time.monotonic() - begin:.0f} s: {wanted[:16]}")
         end, rounds = time.monotonic() + arguments.seconds, 0
         while time.monotonic() < end:
             run = folder / f"run-{rounds}"
-            _disturb(spec, run, folder, rng, end, arguments.every, seen)
+            _disturb(arguments, spec, run, rng, end, seen)
             seen.audits += _audit(run, wanted)
             rounds += 1
             took = f"{time.monotonic() - begin:.0f} s"
@@ -108,19 +111,24 @@ def _write(folder: Path, prompts: int, workers: int, unit_size: int) -> Path:
     return folder / "spec.yaml"
 
 
-def _start(spec: Path, run: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def _start(spec: Path, run: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "jobs.cli", "fit", str(spec), "--run", str(run)]
-    own = {"ACTMAP_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("ab") as log:
+    own = {"ACTMAP_CACHE": str(spec.parent / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with _log(spec).open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
 
 
-def _undisturbed(spec: Path, folder: Path) -> str:
+def _log(spec: Path) -> Path:
+    """Where drivers write what they say."""
+    return spec.parent / "log"
+
+
+def _undisturbed(spec: Path) -> str:
     """Returns the hash of the steer of a run that nobody disturbs."""
-    run = folder / "undisturbed"
-    code = _start(spec, run, folder).wait()
+    run = spec.parent / "undisturbed"
+    code = _start(spec, run).wait()
     if code:
-        raise SystemExit(f"the undisturbed run ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        raise SystemExit(f"the undisturbed run ended with {code}: {_log(spec).read_text()[-2000:]}")
     return _tensors(run) or ""
 
 
@@ -129,38 +137,48 @@ def _tensors(run: Path) -> str | None:
     return None if steer is None else steer.card.tensors
 
 
-def _disturb(spec: Path, run: Path, folder: Path, rng: random.Random, end: float, every: float, seen: Seen) -> None:
+def _disturb(arguments: argparse.Namespace, spec: Path, run: Path, rng: random.Random, end: float, seen: Seen) -> None:
     """Runs a spec to its end, killing what belongs to it until the time is up; then it is left alone."""
     below: set[psutil.Process] = set()
-    driver = _start(spec, run, folder)
+    driver = _start(spec, run)
     while driver.returncode != 0:
         with suppress(psutil.Error):
             below |= set(psutil.Process(driver.pid).children(recursive=True))
         if time.monotonic() < end:
+            if arguments.workers and rng.random() >= WHILE_STARTING:
+                _wait_for_workers(driver, end)
             with suppress(subprocess.TimeoutExpired):
-                driver.wait(rng.expovariate(1 / every))
+                driver.wait(rng.expovariate(1 / arguments.every))
             _hurt(driver, rng, seen)
         with suppress(subprocess.TimeoutExpired):
             driver.wait(2.0)
         if driver.returncode is not None:
             seen.ends[driver.returncode] += 1
             if driver.returncode not in {0, 1, 75, -signal.SIGKILL}:
-                seen.audits.append(f"a driver ended with {driver.returncode}: {(folder / 'log').read_text()[-2000:]}")
+                seen.audits.append(f"a driver ended with {driver.returncode}: {_log(spec).read_text()[-2000:]}")
                 break
-            driver = driver if driver.returncode == 0 else _start(spec, run, folder)
+            driver = driver if driver.returncode == 0 else _start(spec, run)
     for process in below:
         with suppress(psutil.Error):
             process.kill()  # knows its own from another with the same number
 
 
+def _wait_for_workers(driver: "subprocess.Popen[bytes]", end: float) -> None:
+    """Waits until a driver has workers, has ended, or the time is up."""
+    while driver.poll() is None and time.monotonic() < end and not _named(driver, "worker"):
+        time.sleep(0.2)
+
+
 def _hurt(driver: "subprocess.Popen[bytes]", rng: random.Random, seen: Seen) -> None:
-    """Kills, or stops, a process of a kind that there is."""
-    kind = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-    victims = [psutil.Process(driver.pid)] if kind == "driver" and driver.poll() is None else _named(driver, kind)
-    if victims:
-        with suppress(psutil.Error):
-            rng.choice(victims).send_signal(signal.SIGSTOP if kind == "stopped worker" else signal.SIGKILL)
-            seen.kills[kind] += 1
+    """Kills, or stops, a process of one of the kinds that there are."""
+    if driver.poll() is not None:
+        return
+    found = {kind: _named(driver, kind) if kind in NAMES else [psutil.Process(driver.pid)] for kind in VICTIMS}
+    kinds = [kind for kind in VICTIMS if found[kind]]
+    kind = rng.choices(kinds, [VICTIMS[kind] for kind in kinds])[0]
+    with suppress(psutil.Error):
+        rng.choice(found[kind]).send_signal(signal.SIGSTOP if kind == "stopped worker" else signal.SIGKILL)
+        seen.kills[kind] += 1
 
 
 def _named(driver: "subprocess.Popen[bytes]", kind: str) -> list[psutil.Process]:

@@ -27,25 +27,22 @@ def driver(
 ) -> Iterator["subprocess.Popen[str]"]:
     """A context with ``actmap fit`` in it; at its end that and all that it started are killed."""
     armed = {VARIABLE: written(faults), "PYTHONPATH": f"{ROOT}{os.pathsep}{INJECTION}"} if faults else {}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", "fit", str(spec), "--run", str(run)],
         env=environment(cache) | armed | dict(variables),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    started: dict[int, psutil.Process] = {}
-    try:
-        yield process
-    finally:
-        with suppress(psutil.Error):
-            started |= {one.pid: one for one in psutil.Process(process.pid).children(recursive=True)}
-        process.kill()
-        for one in started.values():
-            with suppress(psutil.Error):
-                one.kill()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            started = below(process)
+            process.kill()
+            for one in started:
+                with suppress(psutil.Error):
+                    one.kill()
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = 240.0) -> Done:
@@ -60,17 +57,32 @@ def fit(spec: Path, run: Path, cache: Path, *faults: Fault, seconds: float = 240
         return finish(process, seconds)
 
 
+def below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Returns the processes below a driver; none if it has ended."""
+    with suppress(psutil.Error):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
 def child(process: "subprocess.Popen[str]", name: str, seconds: float = 60.0) -> psutil.Process:
     """Waits for a process below a driver whose command has a name in it, such as ``raylet``, and returns it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with suppress(psutil.Error):
-            for one in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.Error):
-                    if name in one.name() or name in " ".join(one.cmdline()[:1]):
-                        return one
+        for one in below(process):
+            with suppress(psutil.Error):
+                if name in one.name() or name in " ".join(one.cmdline()[:1]):
+                    return one
         time.sleep(0.05)
     raise AssertionError(f"no {name} within {seconds} seconds")
+
+
+def stopped(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Returns the processes below a driver that a signal has stopped."""
+    found = []
+    for one in below(process):
+        with suppress(psutil.Error):
+            found += [one] * (one.status() == psutil.STATUS_STOPPED)
+    return found
 
 
 def wait_for_receipts(process: "subprocess.Popen[str]", run: Path, count: int, seconds: float = 240.0) -> None:

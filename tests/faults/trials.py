@@ -134,8 +134,11 @@ def _serve() -> None:
 
     import pipeline.models.causal_lm  # noqa: F401
     from jobs import cli, fit  # noqa: F401
+    from pipeline.sketch import compiled
 
     torch.set_num_threads(1)
+    if compiled.available():
+        compiled.prepare()  # which would take each trial of a sketch longer than its run does
     for line in sys.stdin:
         match json.loads(line):
             case {"start": order}:

@@ -269,6 +269,7 @@ def _wrap_method(point: str, faults: Sequence[Fault], module: Any) -> None:
         owner = getattr(owner, parent)
     real = getattr(owner, name)
 
+    @functools.wraps(real)  # Ray checks the calls of actors against their signatures
     def stand_in(*args: Any, **settings: Any) -> Any:
         return _around(faults, point, repr(args[1:] if parents else args), lambda: real(*args, **settings))
 
