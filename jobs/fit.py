@@ -14,19 +14,20 @@ from jobs.hands import Hands
 from jobs.stages import Stages, read_timings
 from pipeline import artifact, catalogue, reuse
 from pipeline.disk import Disk
-from pipeline.errors import DamagedRunError
+from pipeline.errors import DamagedRunError, RunNotFoundError
 from pipeline.fit import fit as fit_maps
 from pipeline.folder import LEASE, PLAN, TIMINGS, RunFolder
+from pipeline.inputs import Inputs, same_numerics
 from pipeline.laws import Laws
 from pipeline.layout import lay_out
 from pipeline.lease import Lease
 from pipeline.ledger import REPAIR, Ledger
 from pipeline.models import AbstractCheckpoint
-from pipeline.plan import as_begun, check_free, make_plan, settle
+from pipeline.plan import as_begun, check_free, make_plan, read_plan, settle
 from pipeline.reduce import Reducer, shares
 from pipeline.repair import check_repairable, repair
 from pipeline.reuse import Found
-from pipeline.sequential.drive import SequentialFit
+from pipeline.sequential.drive import SequentialFit, check_maps
 from pipeline.storage import AbstractStorage, storage_at
 from pipeline.tally import Tally
 from pipeline.verify import is_run
@@ -178,6 +179,12 @@ def _fit(
     damage: OnDamage = "refuse",
 ) -> Fitted:
     stages = Stages(listen)
+    inputs = Inputs.of(job.located(spec.parent), spec.read_bytes())
+    if damage == "refuse" and inputs is not None and inputs == Inputs.written(storage):
+        finished = _finished_before(storage)
+        if finished is not None:
+            catalogue.add(job.located(spec.parent), storage, finished.plan)
+            return finished
     with stages.stage("plan"):
         job = _standing_alone(job, spec.parent, storage)
         planned, checkpoint = hands.plan(job, spec.parent, cache)
@@ -189,11 +196,22 @@ def _fit(
     check_free(storage, planned)
     planned = as_begun(planned, storage)
     finished = _finished(storage, planned)
-    if finished is not None:
+    if finished is None:
+        finished = fit_begun(hands, Begun(storage, planned, located, spec.read_bytes(), checkpoint), stages, wait)
+    else:
         catalogue.add(located, storage, planned)
-        return finished
-    begun = Begun(storage, planned, located, spec.read_bytes(), checkpoint)
-    return fit_begun(hands, begun, stages, wait)
+    if inputs is not None:
+        inputs.write(storage)
+    return finished
+
+
+def _finished_before(storage: AbstractStorage) -> Fitted | None:
+    """Returns a finished run whose inputs are as they were, without reading them; None if something is missing."""
+    try:
+        planned = read_plan(storage)
+    except RunNotFoundError:
+        return None
+    return _finished(storage, planned) if same_numerics(planned) else None
 
 
 def _standing_alone(job: Job, base: Path, storage: AbstractStorage) -> Job:
@@ -434,6 +452,8 @@ class _Start:
         laws = Laws(self._storage, self._plan)
         with self._stages.stage("fit", len(self._plan.sites), 0, "sites"):
             steer = fit_maps(self._plan, laws, self._tally, lambda: self._stages.advance("fit", 1))
+        if self._plan.sequential:
+            check_maps(self._storage, self._plan, steer)
         self._tell_misfits(laws)
         with self._stages.stage("save"):
             self._lease.check()

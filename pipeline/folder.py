@@ -21,6 +21,9 @@ STEERS, CURRENT = "steers", "CURRENT"
 #: What a person opens: a link to the artifact that counts. A folder on a disk has it.
 STEER = "steer"
 
+#: What a finished run was made of, as the file system told it.
+INPUTS = "inputs.json"
+
 #: How long each stage took, and on how many workers.
 TIMINGS = "timings.json"
 

@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.folder import LEASE, PLAN, RunFolder
 from pipeline.ledger import REPAIR
-from pipeline.models import AbstractCheckpoint, PackingRule, open_checkpoint
+from pipeline.models import AbstractCheckpoint, PackingRule, Waiting, open_checkpoint
 from pipeline.prompts import Snapshot, fingerprint
 from pipeline.reduce import WRITE_EVERY, shares
 from pipeline.sketch.arrays import MAX_SAMPLES
@@ -30,7 +30,6 @@ from pipeline.storage import AbstractStorage, storage_at
 from pipeline.store.sketches import words_per_neuron
 from schemas import record
 from schemas.job import Job
-from schemas.job.spec import PADDING
 from schemas.plan import EXACT_SAMPLES, LAWS, SIDES, Law, Memory, Numerics, Plan, SideFacts, SideName, whole_chunks
 
 #: Share of the prompts whose activations the policy ``sample`` keeps, and what compression leaves of the others.
@@ -106,7 +105,7 @@ def make_plan(
         sketch_disk=0,
     )
     available = job.compute.memory or machine.memory_per_worker(device, job.compute.workers)
-    waiting = checkpoint.waiting_bytes(survey.sites, packing_rule(spec), device) if plan.sequential else 0
+    waiting = checkpoint.waiting(survey.sites, packing_rule(spec), device) if plan.sequential else None
     plan = dataclasses.replace(
         plan,
         memory=_in_lockstep(plan, _memory(plan, survey.forward_bytes, available), waiting),
@@ -163,22 +162,25 @@ def _memory(plan: Plan, forward: int, available: int) -> Memory:
     return Memory(plan.model.weight_bytes, forward, block, plan.width * (tokens + written), reducer, available)
 
 
-def _in_lockstep(plan: Plan, memory: Memory, waiting: int) -> Memory:
+def _in_lockstep(plan: Plan, memory: Memory, waiting: Waiting | None) -> Memory:
     """Returns what a worker needs that takes its share of the source's units through the model together.
 
     Args:
         plan: The plan.
         memory: What it needs for one unit.
-        waiting: What a full micro-batch keeps alive while it waits at a site, where that is most.
+        waiting: What a full micro-batch keeps alive while it waits; None if nothing does.
     """
-    if not plan.sequential:
+    if waiting is None:
         return memory
-    compute, share = plan.spec["compute"], _largest_share(plan)
-    batches = -(-share * -(-compute["max_tokens"] // PADDING) * PADDING // compute["batch_tokens"])
+    share, max_tokens = _largest_share(plan), plan.spec["compute"]["max_tokens"]
     samples = share * plan.rows_per_prompt * plan.width * _WORD
-    sketched = min(plan.sketched_units("tokens"), -(-share // plan.unit_size))
-    tokens = sketched * plan.width * words_per_neuron(plan.precision("tokens")) * _WORD
-    return dataclasses.replace(memory, held=samples + tokens, waiting=max(1, batches) * waiting)
+    tokens = min(plan.sketched_units("tokens"), -(-share // plan.unit_size))
+    sketches = tokens * plan.width * words_per_neuron(plan.precision("tokens")) * _WORD
+    # Single tokens wait until the frame of their site is known.
+    group = -(-len(plan.sites) // (plan.blocks or len(plan.sites)))
+    values = min(tokens * plan.unit_size, share) * max_tokens * group * max(site.width for site in plan.sites) * _WORD
+    at_once = 1 if plan.blocks else -(-share // waiting.num_prompts)
+    return dataclasses.replace(memory, held=samples + sketches + values, waiting=at_once * waiting.num_bytes)
 
 
 def _largest_share(plan: Plan) -> int:
@@ -307,7 +309,7 @@ def _check_lockstep(plan: Plan) -> None:
         LockstepPlanError: It has not; says how many prompts have.
     """
     memory, share = plan.memory, _largest_share(plan)
-    disk = shutil.disk_usage(tempfile.gettempdir()).free
+    disk = shutil.disk_usage(tempfile.gettempdir()).free // _num_workers(plan)
     each = memory.held / share, (memory.held + memory.waiting) / share
     alone = memory.available - (memory.worker - memory.held)
     fits = int(max(0, min(alone / each[0], (alone + disk) / each[1])))

@@ -15,6 +15,7 @@ from pipeline.folder import (
     ACTIVATIONS,
     CRUMBS,
     CURRENT,
+    INPUTS,
     LEASE,
     PLAN,
     REPORT,
@@ -47,7 +48,7 @@ __all__ = ["Damage", "Kind", "Seen", "is_run", "is_steer", "verify", "verify_ste
 _LATER = frozenset({FRAMES, RECEIPTS, FOLDS, RUNNING, STEERS, CURRENT})
 
 _KNOWN = _LATER | {
-    *(PLAN, SPEC, SPEC_CHECKSUM, REPORT, REPORT_CHECKSUM, TIMINGS, STEER, LEASE),
+    *(PLAN, SPEC, SPEC_CHECKSUM, REPORT, REPORT_CHECKSUM, TIMINGS, INPUTS, STEER, LEASE),
     *(ACTIVATIONS, SKETCHES, CRUMBS, QUARANTINE, SPLITS, SEQUENTIAL, PROMPTS),
 }
 

@@ -112,7 +112,11 @@ class InProcessWorkers(AbstractWorkers):
     @contextmanager
     def steppers(self) -> Iterator[AbstractSteppers]:
         """Goes on with the model that it has."""
-        yield InProcessSteppers(Stepper(self._plan, self._uri, self._worker))
+        stepper = Stepper(self._plan, self._uri, self._worker)
+        try:
+            yield InProcessSteppers(stepper)
+        finally:
+            stepper.close()
 
     def fold(self, receipt: Receipt) -> None:
         """Folds a unit at once."""

@@ -12,14 +12,14 @@ class SiteMap:
 
     Args:
         plan: Fingerprint of the plan.
-        masked: What names the prompts of the source that did not count: with others the map is another.
+        treated: What names how the source's units were treated: which prompts did not count, and what ran in pieces.
         site: Number of the site.
         tensors: The numbers of the map, as safetensors.
         frames: The frames in which the site's samples were counted, by law, as safetensors.
     """
 
     plan: str
-    masked: str
+    treated: str
     site: int
     tensors: bytes
     frames: Mapping[str, bytes]

@@ -7,6 +7,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from act.errors import LockstepStateError
+
 #: What a module keeps for torch itself, or about how it is called.
 _OWN = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 
@@ -53,6 +55,19 @@ class ModuleState:
             for attribute, value in vars(module).items():
                 if attribute not in _OWN and isinstance(value, torch.Tensor | int | float | str | None):
                     yield f"{name}.{attribute}", value
+
+
+@contextmanager
+def unchanged(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """A context in which forwards may change nothing of a model.
+
+    Raises:
+        LockstepStateError: One did; named after it.
+    """
+    state = ModuleState(modules)
+    yield
+    for name in (*state.written(), *state.replaced()):
+        raise LockstepStateError(f"that its forward changes {name}; leave the model to a simultaneous fit")
 
 
 @final

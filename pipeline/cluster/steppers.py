@@ -10,7 +10,7 @@ from typing import Any, TypeVar, final
 
 from pipeline.cluster.crew import Berths, own
 from pipeline.errors import WorkerLostError
-from pipeline.sequential.drive import AbstractSteppers, OddPrompts
+from pipeline.sequential.drive import AbstractSteppers, BeginAnew
 from pipeline.sequential.stepper import Stepper
 from schemas.plan import Plan, Unit
 from schemas.receipt import Receipt
@@ -32,7 +32,7 @@ class RaySteppers(AbstractSteppers):
         berths: What the actors get.
         plan: The plan.
         uri: Where the run lies.
-        deadline: Seconds in which all units of an actor have to come through the model.
+        deadline: Seconds in which an actor has to answer a call: all its units come through a part of the model.
     """
 
     def __init__(self, ray: Any, berths: Berths, plan: Plan, uri: str, deadline: float) -> None:  # noqa: ANN401
@@ -44,7 +44,7 @@ class RaySteppers(AbstractSteppers):
         self._num_losses = 0
 
     def begin(self, treatments: Mapping[Unit, Treatment], known: Sequence[SiteMap]) -> None:
-        """Shares the units out in their order, and starts an actor for each share that has none."""
+        """Shares the units out in their order; shares begin when they are first asked for something."""
         units, self._known = list(treatments), list(known)
         count = min(self._most, len(units))
         bounds = [len(units) * part // max(1, count) for part in range(count + 1)]
@@ -53,13 +53,11 @@ class RaySteppers(AbstractSteppers):
         del self._places[count:]
         self._places += [_Place() for _ in range(count - len(self._places))]
         for place, (start, stop) in zip(self._places, itertools.pairwise(bounds), strict=True):
-            place.share = {unit: treatments[unit] for unit in units[start:stop]}
-            place.actor = place.actor or self._actor.remote(*self._arguments)
-        self._persist(self._begin)
+            place.share, place.begun = {unit: treatments[unit] for unit in units[start:stop]}, False
 
-    def fit(self, masked: str, sites: tuple[int, ...]) -> list[SiteMap]:
+    def fit(self, treated: str, sites: tuple[int, ...], *, ends: bool) -> list[SiteMap]:
         """Takes all actors to some sites, and fits each site at one of them, in turn."""
-        maps = self._persist(lambda: self._fit(masked, sites))
+        maps = self._persist(lambda: self._fit(treated, sites, ends=ends))
         self._known += maps
         return maps
 
@@ -71,33 +69,44 @@ class RaySteppers(AbstractSteppers):
     def close(self) -> None:
         """Ends the actors."""
         for place in self._places:
-            self._ray.kill(place.actor)
+            if place.actor is not None:
+                self._ray.kill(place.actor)
         self._places = []
 
     def _begin(self) -> None:
-        pids = self._get([place.actor.ready.remote() for place in self._places])
-        for place, pid in zip(self._places, pids, strict=True):
+        """Has an actor at every place, and begun with its share."""
+        new = [place for place in self._places if not place.begun]
+        for place in new:
+            place.actor = place.actor or self._actor.remote(*self._arguments)
+        pids = self._get([place.actor.ready.remote() for place in new])
+        for place, pid in zip(new, pids, strict=True):
             place.pid = pid
-        self._get([place.actor.begin.remote(place.share, self._known) for place in self._places])
-        for place in self._places:
-            place.num_told = len(self._known)
+        self._get([place.actor.begin.remote(place.share, self._known) for place in new])
+        for place in new:
+            place.begun, place.num_told = True, len(self._known)
 
-    def _fit(self, masked: str, sites: tuple[int, ...]) -> list[SiteMap]:
-        lost = self._get([place.actor.step.remote(sites, self._news(place)) for place in self._places])
+    def _fit(self, treated: str, sites: tuple[int, ...], *, ends: bool) -> list[SiteMap]:
+        self._begin()
+        news = self._get([place.actor.step.remote(sites, self._news(place), ends=ends) for place in self._places])
         for place in self._places:
             place.num_told = len(self._known)
-        if any(lost):
-            raise OddPrompts([one for part in lost for one in part])
+        if any(news):
+            raise BeginAnew(news)
         fitted = []
         for site in sites:
             frames = [place.actor.frames.remote(site) for place in self._places]
             parts = [place.actor.part.remote(site, *frames) for place in self._places]
             reducer = self._places[site % len(self._places)]
-            fitted.append(reducer.actor.fit.remote(masked, site, *parts))
+            fitted.append(reducer.actor.fit.remote(treated, site, *parts))
         return list(self._get(fitted))
 
     def _finish(self) -> list[list[Receipt]]:
-        return list(self._get([place.actor.finish.remote(self._news(place)) for place in self._places]))
+        self._begin()
+        ended = self._get([place.actor.finish.remote(self._news(place)) for place in self._places])
+        news = [one for one, _ in ended]
+        if any(news):
+            raise BeginAnew(news)
+        return [receipts for _, receipts in ended]
 
     def _news(self, place: "_Place") -> list[SiteMap]:
         return self._known[place.num_told :]
@@ -123,12 +132,12 @@ class RaySteppers(AbstractSteppers):
             self._replace_lost()
 
     def _replace_lost(self) -> None:
-        """Other actors take the shares of those that are gone, or do not answer.
+        """Ends the actors that are gone, or do not answer, so that others begin with their shares.
 
         Raises:
             WorkerLostError: That happened too often.
         """
-        pings = {place.actor.ready.remote(): place for place in self._places}
+        pings = {place.actor.ready.remote(): place for place in self._places if place.actor is not None}
         there, late = self._ray.wait(list(pings), num_returns=len(pings), timeout=self._deadline)
         lost = [pings[ref] for ref in late] + [pings[ref] for ref in there if not self._answers(ref)]
         self._num_losses += max(1, len(lost))
@@ -136,11 +145,6 @@ class RaySteppers(AbstractSteppers):
             raise WorkerLostError("the source, on its way from site to site,", self._num_losses, "died or hung")
         for place in lost:
             self._end(place)
-            place.actor = self._actor.remote(*self._arguments)
-        self._ray.get([place.actor.ready.remote() for place in lost])
-        self._ray.get([place.actor.begin.remote(place.share, self._known) for place in lost])
-        for place in lost:
-            place.num_told = len(self._known)
 
     def _answers(self, ref: Any) -> bool:  # noqa: ANN401
         try:
@@ -156,14 +160,16 @@ class RaySteppers(AbstractSteppers):
                 os.kill(place.pid, signal.SIGKILL)
         self._ray.kill(place.actor)
         place.actor = place.pid = None
+        place.begun = False
 
 
 @final
 @dataclass(eq=False)
 class _Place:
-    """Where an actor is: the actor, its process, the units that it has, and how many maps it was told."""
+    """Where an actor is: the actor, its process, its share, whether it began, and how many maps it was told."""
 
     actor: Any = None
     pid: int | None = None
     share: dict[Unit, Treatment] = field(default_factory=dict)
+    begun: bool = False
     num_told: int = 0

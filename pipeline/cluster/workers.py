@@ -106,7 +106,7 @@ class RayWorkers(AbstractWorkers):
         from pipeline.cluster.steppers import RaySteppers
 
         self._inside[0].dismiss()
-        units = self._plan.num_units("source")
+        units = -(-self._plan.num_units("source") // self._berths.num_workers)
         deadline = self._policy.deadline or self._policy.first_deadline
         steppers = RaySteppers(self._ray, self._berths, self._plan, self._uri, deadline * units)
         try:

@@ -13,6 +13,7 @@ from pipeline.models.interface import (
     PackingRule,
     Sampling,
     Survey,
+    Waiting,
 )
 from schemas.job import CausalLM, TextToImage
 
@@ -24,6 +25,7 @@ __all__ = [
     "PackingRule",
     "Sampling",
     "Survey",
+    "Waiting",
     "open_checkpoint",
     "open_located",
 ]

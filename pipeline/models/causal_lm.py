@@ -16,6 +16,7 @@ from act.clock import AbstractClock, StillClock
 from act.errors import ActError
 from act.hookpoint import modules_of, select
 from act.lockstep.ledger import live_bytes
+from act.lockstep.module_state import unchanged
 from act.pooling import TokenSpans
 from pipeline.errors import ModelLoadError, PromptLengthError, TemplateError
 from pipeline.models import files
@@ -28,6 +29,7 @@ from pipeline.models.interface import (
     PackingRule,
     Sampling,
     Survey,
+    Waiting,
 )
 from pipeline.models.live_bytes import LiveBytes
 from pipeline.models.packing import encode, fill, pad, padded, position_limit, templated
@@ -106,9 +108,9 @@ class CausalLMCheckpoint(AbstractCheckpoint):
             raise PromptLengthError(self._place, rule.max_tokens, limit)
         return self._dry_run(device, lambda model: _survey(model, hookpoints, rule))
 
-    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
+    def waiting(self, sites: Sequence[Site], rule: PackingRule, device: str) -> Waiting:
         """Dry run of a full micro-batch, as `survey`."""
-        return self._dry_run(device, lambda model: _waiting_bytes(model, sites, rule))
+        return self._dry_run(device, lambda model: _waiting(model, sites, rule))
 
     def _dry_run(self, device: str, look: Callable[[transformers.PreTrainedModel], T]) -> T:
         mode, skeleton = self._skeleton
@@ -294,14 +296,16 @@ def _survey(model: transformers.PreTrainedModel, hookpoints: str | tuple[str, ..
     )
 
 
-def _waiting_bytes(model: transformers.PreTrainedModel, sites: Sequence[Site], rule: PackingRule) -> int:
-    inputs = _full_batch(model, rule)
+def _waiting(model: transformers.PreTrainedModel, sites: Sequence[Site], rule: PackingRule) -> Waiting:
+    modules, inputs = modules_of(model), _full_batch(model, rule)
 
     def forward() -> None:
         with torch.inference_mode():
             run(model, inputs)
 
-    return max(live_bytes(modules_of(model), sites, forward))
+    with unchanged({"": model, **modules}):
+        live = live_bytes(modules, sites, forward)
+    return Waiting(max(live), len(inputs["input_ids"]))
 
 
 def _full_batch(model: transformers.PreTrainedModel, rule: PackingRule) -> dict[str, torch.Tensor]:

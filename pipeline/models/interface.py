@@ -110,6 +110,20 @@ class Sampling:
     seed: int = 0
 
 
+@final
+@dataclass(frozen=True)
+class Waiting:
+    """A full micro-batch that waits at a site.
+
+    Args:
+        num_bytes: Bytes of the tensors that its forward keeps alive.
+        num_prompts: How many prompts it holds, as long as all are as long as can be.
+    """
+
+    num_bytes: int
+    num_prompts: int
+
+
 class AbstractModel(ABC):
     """A model in memory."""
 
@@ -203,13 +217,16 @@ class AbstractCheckpoint(ABC):
         """
 
     @abstractmethod
-    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
-        """Returns what a full micro-batch keeps alive while it waits at a site, where that is most; as `survey` runs.
+    def waiting(self, sites: Sequence[Site], rule: PackingRule, device: str) -> Waiting:
+        """Returns what a full micro-batch keeps alive while it waits at a site, where that is most; runs as `survey`.
 
         Args:
             sites: The sites, in execution order.
             rule: How units are packed.
             device: Where the model runs, if that needs the weights.
+
+        Raises:
+            LockstepStateError: A forward changes the model, and so other forwards that have begun.
         """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from act.clock import AbstractClock, DenoisingClock
 from act.errors import ClockError
 from act.hookpoint import Hookpoint, modules_of, select
 from act.lockstep.ledger import live_bytes
+from act.lockstep.module_state import unchanged
 from pipeline.errors import ModelLoadError
 from pipeline.models import files
 from pipeline.models.components import load_components
@@ -34,6 +35,7 @@ from pipeline.models.interface import (
     PackingRule,
     Sampling,
     Survey,
+    Waiting,
 )
 from pipeline.models.live_bytes import LiveBytes
 from pipeline.models.pipeline_folder import PipelineFolder
@@ -125,14 +127,14 @@ class TextToImageCheckpoint(AbstractCheckpoint):
             sites = discover(model.modules, chosen, forward, clock)
         return Survey(sites, clock.timesteps, live.peak * model.prompts_per_batch(rule))
 
-    def waiting_bytes(self, sites: Sequence[Site], rule: PackingRule, device: str) -> int:
+    def waiting(self, sites: Sequence[Site], rule: PackingRule, device: str) -> Waiting:
         """Dry run of one prompt, as `survey`; a micro-batch is said to need as much for each of its prompts."""
         model = self.load(device)
-        clock = model.clock(())
+        clock, num_prompts = model.clock(()), model.prompts_per_batch(rule)
         batch = model.pack([_SURVEY_PROMPT], 0, rule).batches[0]
-        return max(live_bytes(model.modules, sites, lambda: model.forward(batch), clock)) * model.prompts_per_batch(
-            rule
-        )
+        with unchanged(model.modules):
+            live = live_bytes(model.modules, sites, lambda: model.forward(batch), clock)
+        return Waiting(max(live) * num_prompts, num_prompts)
 
     def load(self, device: str) -> "TextToImageModel":
         """Loads the pipeline.

@@ -1,6 +1,6 @@
 """The log of a sequential fit: the map of each site, written before anybody goes on with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -8,15 +8,16 @@ from safetensors.torch import load, save
 
 from act.transport import AbstractMap, map_from_tensors
 from pipeline.errors import DamagedRunError
+from pipeline.extract import EMPTY
 from pipeline.folder import SEQUENTIAL
 from pipeline.ledger import REPAIR
 from pipeline.sketch import Frame
 from pipeline.storage import AbstractStorage
 from schemas import record
 from schemas.plan import LAWS, LawName, Plan, Unit
-from schemas.receipt import Quarantined
 from schemas.record import digest
 from schemas.site_map import SiteMap
+from schemas.treatment import Treatment
 
 
 @final
@@ -31,11 +32,11 @@ class SiteMaps:
     def __init__(self, storage: AbstractStorage, plan: Plan) -> None:
         self._storage, self._plan = storage, plan
 
-    def known(self, masked: str) -> list[SiteMap]:
+    def known(self, treated: str) -> list[SiteMap]:
         """Returns the maps of the sites from the first on, up to the first that is not there.
 
         Args:
-            masked: What names the prompts that do not count: maps that were fitted with others are passed by.
+            treated: What names how units are treated: maps that were fitted otherwise are passed by.
 
         Raises:
             DamagedRunError: One cannot be read.
@@ -43,7 +44,7 @@ class SiteMaps:
         found: list[SiteMap] = []
         for site in range(len(self._plan.sites)):
             one = self._find(site)
-            if one is None or one.masked != masked:
+            if one is None or one.treated != treated:
                 break
             found.append(one)
         return found
@@ -74,11 +75,11 @@ class SiteMaps:
         return one
 
 
-def site_map(plan: Plan, masked: str, site: int, transport: AbstractMap, frames: Mapping[LawName, Frame]) -> SiteMap:
+def site_map(plan: Plan, treated: str, site: int, transport: AbstractMap, frames: Mapping[LawName, Frame]) -> SiteMap:
     """Returns what is written down of a site."""
     written: dict[str, bytes] = {law: save(frame.to_tensors()) for law, frame in frames.items()}
     tensors = {name: part.contiguous() for name, part in transport.tensors().items()}
-    return SiteMap(plan.fingerprint, masked, site, save(tensors), written)
+    return SiteMap(plan.fingerprint, treated, site, save(tensors), written)
 
 
 def transport_of(one: SiteMap) -> AbstractMap:
@@ -91,9 +92,18 @@ def frames_of(one: SiteMap) -> dict[LawName, Frame]:
     return {law: Frame.from_tensors(load(one.frames[law])) for law in LAWS if law in one.frames}
 
 
-def masked_name(masked: Sequence[tuple[Unit, tuple[Quarantined, ...]]]) -> str:
-    """Returns what names the prompts that do not count: SHA-256 over their places."""
-    return digest({str(unit): sorted(one.row for one in lost) for unit, lost in masked if lost})
+def treatment_key(treatments: Mapping[Unit, Treatment]) -> str:
+    """Returns what names how units are treated: SHA-256 over prompts that do not count, and micro-batches in pieces.
+
+    A prompt without tokens counts nowhere, known to be lost or not.
+    """
+    return digest(
+        {
+            str(unit): [sorted(one.row for one in how.masked if one.reason != EMPTY), list(map(vars, how.splits))]
+            for unit, how in treatments.items()
+            if how.splits or any(one.reason != EMPTY for one in how.masked)
+        }
+    )
 
 
 def same_map(one: AbstractMap, other: AbstractMap) -> bool:

@@ -1,8 +1,10 @@
 """A stepper: some units of the source that go through the model together, from site to site."""
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -10,6 +12,7 @@ from typing import final
 import torch
 from torch import nn
 
+from act.errors import SiteVisitError
 from act.hookpoint import modules_of
 from act.lockstep import Lockstep, Passage
 from act.lockstep.spill import Spill
@@ -24,9 +27,38 @@ from pipeline.sequential.unit_work import Frames, UnitWork
 from pipeline.sketch import Grid, HistogramSketch
 from pipeline.storage import storage_at
 from schemas.plan import Plan, Unit
-from schemas.receipt import Quarantined, Receipt
+from schemas.receipt import Quarantined, Receipt, Split
 from schemas.site_map import SiteMap
 from schemas.treatment import Treatment
+
+
+@final
+@dataclass(frozen=True)
+class News:
+    """What turned out about units on their way: the fit begins anew with it. False where nothing did.
+
+    Args:
+        lost: Prompts that do not count, and why.
+        splits: Units with micro-batches that are to run in pieces.
+    """
+
+    lost: tuple[Quarantined, ...]
+    splits: tuple[tuple[Unit, tuple[Split, ...]], ...]
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.lost or self.splits)
+
+
+NOTHING = News((), ())
+
+
+class _NoRoomError(Exception):
+    """A micro-batch does not fit in memory: that of the unit at a place."""
+
+    def __init__(self, place: int, error: BatchMemoryError) -> None:
+        super().__init__(place, error)
+        self.place, self.error = place, error
 
 
 @final
@@ -52,8 +84,8 @@ class Stepper:
         self._lockstep: Lockstep | None = None
         self._stack = ExitStack()
         self._at: tuple[int, ...] = ()
-        self._running = 0
-        self._known: dict[int, SiteMap] = {}
+        self._receipts: list[Receipt] | None = None
+        self._begun = 0.0
 
     def ready(self) -> int:
         """Loads the model, and returns the process id of the worker.
@@ -71,22 +103,30 @@ class Stepper:
             treatments: The units in their order, and how each is treated.
             known: The maps of the sites that are behind already.
         """
-        self._treatments = {unit: self._extractor.as_before(unit, one) for unit, one in treatments.items()}
+        self._treatments, self._receipts, self._begun = dict(treatments), None, time.perf_counter()
         self._start(known)
 
-    def step(self, sites: tuple[int, ...], known: Sequence[SiteMap] = ()) -> tuple[Quarantined, ...]:
+    def step(self, sites: tuple[int, ...], known: Sequence[SiteMap] = (), *, ends: bool = False) -> News:
         """Takes all units up to some sites.
 
         Args:
             sites: Sites that are fitted together, in order.
             known: The maps of sites before them that it was not told yet.
+            ends: Whether nothing is asked of what lies behind them.
 
         Returns:
-            The prompts that have an activation there which is not finite.
+            What was not known of the units before.
+
+        Raises:
+            SiteVisitError: Some micro-batch does not visit a site.
         """
         if sites != self._at:
-            self._go(sites, known)
-        return tuple(lost for work in self._works for site in sites for lost in work.odd(site))
+            try:
+                self._go(sites, known, ends=ends)
+            except _NoRoomError as exc:
+                return self._lighter(exc)
+        lost = tuple(one for work in self._works for site in sites for one in work.odd(site))
+        return News(lost, ())
 
     def frames(self, site: int) -> Frames | None:
         """Returns the frames of a site, which the first unit decides; None from a stepper that does not have it."""
@@ -110,33 +150,46 @@ class Stepper:
             sketch.update(one)
         return Part(None, sketch, tokens)
 
-    def fit(self, masked: str, site: int, *parts: Part) -> SiteMap:
+    def fit(self, treated: str, site: int, *parts: Part) -> SiteMap:
         """Fits a site on what all steppers have there, writes its map down, and returns it.
 
         Args:
-            masked: What names the prompts that do not count.
+            treated: What names how units are treated.
             site: The site.
             parts: What `part` gave, of all steppers in the order of their units.
         """
         with machine.threads(1):
             fitted = fit_parts(self._plan, self._laws, site, parts)
-        written = site_map(self._plan, masked, site, fitted, self._frames[site])
+        written = site_map(self._plan, treated, site, fitted, self._frames[site])
         self._log.write(written)
         return written
 
-    def finish(self, known: Sequence[SiteMap] = ()) -> list[Receipt]:
-        """Takes the units to the last site, stores them, and returns their receipts.
+    def finish(self, known: Sequence[SiteMap] = ()) -> tuple[News, list[Receipt]]:
+        """Takes the units to the last site, stores them, and returns their receipts, or what was not known of them.
 
         Args:
             known: The maps that it was not told yet.
         """
-        last = len(self._plan.sites) - 1
-        if last not in self._at:
-            self._go((last,), known)
+        if self._receipts is None:
+            last = len(self._plan.sites) - 1
+            if last not in self._at:
+                news = self.step((last,), known, ends=True)
+                if news:
+                    return news, []
+            self._stack.close()
+            self._receipts = self._keep_all()
+        return NOTHING, self._receipts
+
+    def close(self) -> None:
+        """Ends the forwards, wherever they stand, and lets go of the units."""
         self._stack.close()
-        receipts = [self._extractor.keep(work.unit, work.ran(), work.begin) for work in self._works]
-        self._works = []
-        return receipts
+        self._works, self._lockstep = [], None
+
+    def _keep_all(self) -> list[Receipt]:
+        """Stores all units; what they took together is shared out among them."""
+        now = time.perf_counter()
+        share = (now - self._begun) / max(1, len(self._works))
+        return [self._extractor.keep(work.unit, work.ran(share), now - share) for work in self._works]
 
     def _start(self, known: Sequence[SiteMap]) -> None:
         """Lays all units out, and makes their forwards."""
@@ -160,7 +213,6 @@ class Stepper:
             tokens=lambda site, passage, values: self._count(pieces[passage], site, values),
             turn=turn,
         )
-        self._known = {one.site: one for one in known}
         for one in known:
             lockstep.move(one.site, transport_of(one))
         self._stack.enter_context(lockstep.running())
@@ -174,29 +226,31 @@ class Stepper:
         everything |= modules_of(model.root)
         return Spill(everything, max(0, self._plan.memory.room), Path(tempfile.gettempdir()), host)
 
-    def _go(self, sites: tuple[int, ...], known: Sequence[SiteMap]) -> None:
-        """Runs all units up to the last of some sites; from the start, in smaller pieces, while one does not fit."""
-        while True:
-            assert self._lockstep is not None, "it began"
-            for one in known:
-                self._lockstep.move(one.site, transport_of(one))
-            self._known |= {one.site: one for one in known}
-            last = sites[-1] == len(self._plan.sites) - 1
-            try:
-                with machine.threads(self._plan.numerics.threads):
-                    (self._lockstep.read_last if last else self._lockstep.read)(*sites)
-            except BatchMemoryError as exc:
-                unit = self._works[self._running].unit
-                self._treatments[unit] = lighter(self._treatments[unit], unit, exc)
-                self._start(list(self._known.values()))
-                known = ()
-            else:
-                self._at = sites
-                return
+    def _go(self, sites: tuple[int, ...], known: Sequence[SiteMap], *, ends: bool) -> None:
+        """Runs all units up to the last of some sites."""
+        assert self._lockstep is not None, "it began"
+        for one in known:
+            self._lockstep.move(one.site, transport_of(one))
+        with machine.threads(self._plan.numerics.threads):
+            found = (self._lockstep.read_last if ends else self._lockstep.read)(*sites)
+        for site, samples in zip(sites, found, strict=True):
+            if any(one is None for one in samples) and site not in self._frames:
+                raise SiteVisitError(self._plan.sites[site].hookpoint, 0)
+        self._at = sites
+
+    def _lighter(self, failure: "_NoRoomError") -> News:
+        """Says how a unit is to run whose micro-batch has no room: in pieces, or without a prompt."""
+        unit = self._works[failure.place].unit
+        before = self._treatments[unit]
+        after = lighter(before, unit, failure.error)
+        lost = tuple(one for one in after.masked if one not in before.masked)
+        return News(lost, ((unit, after.splits),) if after.splits != before.splits else ())
 
     def _run(self, place: int, number: int, piece: MicroBatch, forward: Callable[[MicroBatch], None]) -> None:
-        self._running = place
-        self._extractor.forward.run_piece(number, piece, forward)
+        try:
+            self._extractor.forward.run_piece(number, piece, forward)
+        except BatchMemoryError as exc:
+            raise _NoRoomError(place, exc) from exc
 
     def _keep(self, piece: tuple[int, int, MicroBatch], site: int, samples: torch.Tensor) -> None:
         reading = self._works[piece[0]].laid.reading

@@ -1,6 +1,5 @@
 """A unit of the source on its way: what was read of it so far."""
 
-import time
 from collections.abc import Mapping
 from typing import final
 
@@ -35,7 +34,6 @@ class UnitWork:
         self, plan: Plan, extractor: Extractor, unit: Unit, treatment: Treatment, frames: Mapping[int, Frames]
     ) -> None:
         self.unit, self._plan, self._extractor, self._treatment = unit, plan, extractor, treatment
-        self._begin = time.perf_counter()
         self._frames, self._columns = frames, list(plan.columns.values())
         self._values: dict[int, list[torch.Tensor]] = {}
         self._tokens: dict[int, HistogramSketch] = {}
@@ -67,7 +65,8 @@ class UnitWork:
         """
         chosen: dict[LawName, Frame] = {}
         if self._plan.law["source"].kind == "sketch":
-            pilot = self._samples(site)[: PILOT_PROMPTS * self._plan.rows_per_prompt]
+            first = slice(PILOT_PROMPTS * self._plan.rows_per_prompt)
+            pilot = self._samples(site)[first][self._kept[first]]
             chosen["source"] = Frame.from_pilot(torch.from_numpy(np.ascontiguousarray(pilot)))
         if self._plan.sketches("tokens", self.unit):
             nothing = torch.empty(0, self._plan.sites[site].width)
@@ -83,18 +82,17 @@ class UnitWork:
             sketch.update(values)
         return sketch
 
-    def ran(self) -> Ran:
-        """Returns what all the forwards left, once the last site is behind them."""
-        block, seconds = self.laid.reading.finished(), time.perf_counter() - self._begin
+    def ran(self, seconds: float) -> Ran:
+        """Returns what the forwards left, once the last site is behind them.
+
+        Args:
+            seconds: What they took.
+        """
+        block = self.laid.reading.finished()
         lost = self._extractor.judge(self.unit, self.laid.packed, block, self._treatment)
         sketches = [self.tokens(site, self._frames[site]) for site in range(len(self._plan.sites))]
         tokens = [one for one in sketches if one is not None] or None
         return Ran(self.laid.packed, block, tokens, self._treatment, lost, seconds)
-
-    @property
-    def begin(self) -> float:
-        """When it began, by `time.perf_counter`."""
-        return self._begin
 
     @property
     def _kept(self) -> NDArray[np.bool_]:

@@ -5,7 +5,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import final
 
-from pipeline.folder import CRUMBS, LEASE, REPORT, REPORT_CHECKSUM, RUNNING, SEQUENTIAL, SPEC, SPEC_CHECKSUM, TIMINGS
+from pipeline.folder import (
+    CRUMBS,
+    INPUTS,
+    LEASE,
+    REPORT,
+    REPORT_CHECKSUM,
+    RUNNING,
+    SEQUENTIAL,
+    SPEC,
+    SPEC_CHECKSUM,
+    TIMINGS,
+)
+from pipeline.inputs import Inputs
 from pipeline.layout import checksum_line
 from pipeline.lease import LeaseRecord
 from pipeline.pieces import SPLITS, UnitSplits
@@ -79,8 +91,9 @@ class Notes:
 
     def damages(self) -> Iterator[Damage]:
         """Yields what is wrong."""
-        if TIMINGS in self._storage.names():
-            yield from self._one(TIMINGS, None, partial(self._look.sealed, Timings, TIMINGS))
+        names, texts = self._storage.names(), {TIMINGS: Timings, INPUTS: Inputs}
+        for key in texts.keys() & names:
+            yield from self._one(key, None, partial(self._look.sealed, texts[key], key))
         for folder, kind in ((QUARANTINE, Culprits), (SPLITS, UnitSplits), (CRUMBS, Crumb)):
             for key in self._storage.keys(folder):
                 unit = self._unit(key)

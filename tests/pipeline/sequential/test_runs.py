@@ -2,13 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import act
 from act.fit import Batch
@@ -16,11 +18,10 @@ from act.lockstep.spill import Spill
 from act.steer import load
 from jobs.fit import Fitted, fit, plan
 from jobs.replay import replay
-from pipeline.errors import BatchMemoryError, DamagedRunError, LockstepPlanError, LossError
+from pipeline.errors import DamagedRunError, LockstepPlanError, LossError, NothingLeftError
 from pipeline.extract import Extractor
 from pipeline.forward import Forward
 from pipeline.models.causal_lm import CausalLMCheckpoint, CausalLMModel
-from pipeline.models.interface import MicroBatch
 from pipeline.plan import packing_rule, read_plan
 from pipeline.sequential.part import Part
 from pipeline.sequential.site_maps import SiteMaps, same_map, transport_of
@@ -39,6 +40,7 @@ KIB = 1 << 10
 
 #: A sign whose bytes occur in no other prompt.
 MARK = "\U00100000"
+MARK_TOKEN = 179
 
 SEQUENTIAL = {"estimation": "sequential"}
 SKETCH = SEQUENTIAL | {"law": {"kind": "sketch"}}
@@ -125,7 +127,7 @@ def test_the_maps_of_the_laws_that_are_stored_are_those_that_moved_the_source(re
     root = request.getfixturevalue(kind)
     planned, steer = read_plan(LocalStorage(root)), load(root / "steer")
     first = json.loads((root / "sequential/00000000.json").read_text())
-    known = SiteMaps(LocalStorage(root), planned).known(first["masked"])
+    known = SiteMaps(LocalStorage(root), planned).known(first["treated"])
     assert len(known) == len(planned.sites) == 5
     for site, one in zip(planned.sites, known, strict=True):
         assert same_map(transport_of(one), steer.maps[site.hookpoint])
@@ -158,9 +160,9 @@ def test_a_run_goes_on_at_the_last_site_that_was_fitted(request, copied, tmp_pat
         path.unlink()
     fitted, steps = list[int](), Stepper.fit
 
-    def noting(stepper: Stepper, masked: str, site: int, *parts: Part) -> SiteMap:
+    def noting(stepper: Stepper, treated: str, site: int, *parts: Part) -> SiteMap:
         fitted.append(site)
-        return steps(stepper, masked, site, *parts)
+        return steps(stepper, treated, site, *parts)
 
     monkeypatch.setattr(Stepper, "fit", noting)
     again(here, tmp_path)
@@ -190,9 +192,15 @@ def marked(folder: Path, model: dict[str, Any], **changes: Any) -> Fitted:
     return fit(spec, folder / "run", folder / "cache")
 
 
+def mark_token(model: dict[str, Any]) -> None:
+    """Checks the token of the mark's first byte."""
+    vocabulary = json.loads(Path(model["path"], "tokenizer.json").read_text())["model"]["vocab"]
+    assert vocabulary["ô"] == MARK_TOKEN
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
     """Makes the first block add infinity to prompts that hold the mark."""
-    vocabulary = json.loads(Path(model["path"], "tokenizer.json").read_text())["model"]["vocab"]
+    mark_token(model)
     ids: ContextVar[torch.Tensor] = ContextVar("ids")
     load_model = CausalLMCheckpoint.load
 
@@ -203,7 +211,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
             ids.set(args[0])
 
         def overflow(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-            wrong = (ids.get() == vocabulary["ô"]).any(dim=1)
+            wrong = (ids.get() == MARK_TOKEN).any(dim=1)
             return torch.where(wrong[:, None, None], torch.inf, output)
 
         loaded.modules["model.embed_tokens"].register_forward_pre_hook(note)
@@ -213,22 +221,98 @@ def spoil(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
     monkeypatch.setattr(CausalLMCheckpoint, "load", load_spoilt)
 
 
-def test_micro_batches_that_do_not_fit_run_in_pieces_from_the_start(model, tmp_path, monkeypatch):
-    """Want of memory at some site of some micro-batch; the receipt says which it was, and a replay does the same."""
-    run_piece, calls = Forward.run_piece, list[int]()
+def scarce(monkeypatch: pytest.MonkeyPatch, most_rows: int) -> None:
+    """Makes memory want at the last block, for batches of more than some rows that hold the mark."""
+    allocate, ids = LlamaMLP.forward, ContextVar[torch.Tensor]("ids")
+    embed = torch.nn.Embedding.forward
 
-    def scarce(forward: Forward, number: int, piece: MicroBatch, *how: Callable[[MicroBatch], None]) -> None:
-        calls.append(len(piece.rows))
-        if number == 1 and len(piece.rows) > 2:
-            raise BatchMemoryError(number, piece.rows)
-        run_piece(forward, number, piece, *how)
+    def embedding(module: torch.nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
+        ids.set(tokens)
+        return embed(module, tokens)
 
-    monkeypatch.setattr(Forward, "run_piece", scarce)
-    fitted = run(tmp_path, model, **SEQUENTIAL)
-    assert {split.batch for split in fitted.tally.sides["source"].splits} == {1}
-    assert len(fitted.tally.sides["source"].splits) == 5
+    def forward(module: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        if hasattr(module, "last") and len(x) > most_rows and (ids.get() == MARK_TOKEN).any():
+            raise MemoryError
+        return allocate(module, x)
+
+    load_model = CausalLMCheckpoint.load
+
+    def load_scarce(checkpoint: CausalLMCheckpoint, device: str) -> CausalLMModel:
+        loaded = load_model(checkpoint, device)
+        loaded.modules["model.layers.1.mlp"].register_buffer("last", torch.ones(()))
+        return loaded
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", embedding)
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    monkeypatch.setattr(CausalLMCheckpoint, "load", load_scarce)
+
+
+def test_a_micro_batch_that_does_not_fit_at_a_late_site_runs_in_pieces_from_the_start(model, tmp_path, monkeypatch):
+    """Of the unit that holds it, and no other; the fit begins anew, and a replay does the same."""
+    mark_token(model)
+    scarce(monkeypatch, 2)
+    fitted = marked(tmp_path, model, **SEQUENTIAL)
+    assert {split.unit for split in fitted.tally.sides["source"].splits} == {0}
+    assert fitted.tally.num_lost == 0
+    assert list(verify(LocalStorage(tmp_path / "run"))) == []
     monkeypatch.undo()
     assert replay(tmp_path / "run/steer", tmp_path, None, tmp_path / "cache").sites == 5
+
+
+def test_a_prompt_that_does_not_fit_alone_is_quarantined_and_no_other(model, tmp_path, monkeypatch):
+    mark_token(model)
+    scarce(monkeypatch, 0)
+    fitted = marked(tmp_path, model, **SEQUENTIAL, failures={"quarantine_at_most": 0.1})
+    assert [(one.row, one.reason) for one in fitted.tally.sides["source"].lost] == [(7, "out of memory, even alone")]
+    monkeypatch.undo()
+    assert replay(tmp_path / "run/steer", tmp_path, None, tmp_path / "cache").sites == 5
+
+
+def test_a_map_and_a_unit_that_are_missing_are_made_again_and_nothing_counts_twice(model, tmp_path):
+    """One prompt is empty, as many as may be lost."""
+    spec = write_spec(tmp_path, model, **SEQUENTIAL, failures={"quarantine_at_most": 1 / 67})
+    lines = (tmp_path / "source.txt").read_text().splitlines()
+    (tmp_path / "source.parquet").unlink(missing_ok=True)
+    pq.write_table(pa.table({"text": [*lines[:3], "", *lines[4:]]}), tmp_path / "source.parquet")
+    spec.write_text(spec.read_text().replace("path: source.txt", "column: text\n  path: source.parquet"))
+    first = fit(spec, tmp_path / "run", tmp_path / "cache")
+    before = tensors(tmp_path / "run")
+    for path in ("sequential/00000002.json", "receipts/source/00000002.json", "CURRENT"):
+        (tmp_path / "run" / path).unlink()
+    again_fitted = fit(spec, tmp_path / "run", tmp_path / "cache")
+    assert again_fitted.tally.num_lost == first.tally.num_lost == 1
+    assert again_fitted.tally.num_prompts == first.tally.num_prompts
+    assert tensors(tmp_path / "run") == before
+
+
+def test_a_fit_that_is_interrupted_leaves_no_hook_and_no_forward(model, tmp_path, monkeypatch):
+    models: list[torch.nn.Module] = []
+    load_model = CausalLMCheckpoint.load
+
+    def noting(checkpoint: CausalLMCheckpoint, device: str) -> CausalLMModel:
+        loaded = load_model(checkpoint, device)
+        models.append(loaded.root)
+        return loaded
+
+    def interrupt(stepper: Stepper, treated: str, site: int, *parts: Part) -> SiteMap:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CausalLMCheckpoint, "load", noting)
+    monkeypatch.setattr(Stepper, "fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, model, **SEQUENTIAL)
+    assert not any(module._forward_hooks for module in models[0].modules())
+    monkeypatch.undo()
+    assert again(tmp_path / "run", tmp_path).tally.num_lost == 0
+
+
+def test_a_side_of_which_nothing_is_left_is_told_as_such(model, tmp_path):
+    spec = write_spec(tmp_path, model, **SEQUENTIAL, failures={"quarantine_at_most": 1})
+    pq.write_table(pa.table({"text": ["", ""]}), tmp_path / "source.parquet")
+    spec.write_text(spec.read_text().replace("path: source.txt", "column: text\n  path: source.parquet"))
+    (tmp_path / "source.txt").unlink()
+    with pytest.raises(NothingLeftError):
+        fit(spec, tmp_path / "run", tmp_path / "cache")
 
 
 def test_the_target_is_run_as_in_a_simultaneous_fit_and_can_be_used_again(model, tmp_path):

@@ -16,6 +16,7 @@ from pipeline.errors import DamagedRunError, WorkerLostError
 from pipeline.plan import read_plan
 from pipeline.sequential.drive import SequentialFit
 from pipeline.storage import LocalStorage
+from schemas.site_map import SiteMap
 from tests.jobs.runs import run
 from tests.models import tiny_llama
 
@@ -100,6 +101,27 @@ def test_a_stepper_that_dies_or_hangs_is_replaced_and_takes_its_units_through_th
     step_through(ray, half, 2, harm, deadline=20.0 if number == signal.SIGSTOP else 300.0)
     assert seen == [1, 2, 3, 4, 5], "no site was fitted twice"
     assert maps(half.root) == maps(finished)
+    assert shards(half.root) == shards(finished)
+
+
+def test_a_stepper_that_dies_while_units_are_stored_loses_no_receipt(ray, half, finished):
+    """It is killed after the last site; the others have stored theirs, and say so again."""
+    steppers = RaySteppers(ray, Berths("local", 2, 1, 0), read_plan(half), half.uri, 300.0)
+    fit, ends = steppers.fit, len(maps(finished))
+
+    def last(treated: str, sites: tuple[int, ...], *, ends: bool) -> list[SiteMap]:
+        fitted = fit(treated, sites, ends=ends)
+        if ends:
+            ray.get(steppers._places[0].actor.finish.remote(fitted))
+            harm_stepper(steppers, 1, signal.SIGKILL)
+        return fitted
+
+    steppers.fit = last  # type: ignore[method-assign]
+    try:
+        receipts = list(SequentialFit(half, read_plan(half), steppers).run())
+    finally:
+        steppers.close()
+    assert (len(receipts), ends) == (5, 5)
     assert shards(half.root) == shards(finished)
 
 
