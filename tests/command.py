@@ -99,19 +99,22 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def _serve() -> None:
-    """Forks for each order; the child goes on as the command."""
-
+    """Forks for each order; the child goes on as the command. What commands import late is here beforehand."""
     import pipeline.models.causal_lm  # noqa: F401
+    from jobs import fit, generate, replay, report, status, verify  # noqa: F401
     from jobs.cli import main
+    from pipeline.sketch import compiled
 
+    if compiled.available():
+        compiled.prepare()
     gc.freeze()  # a collection in the child would copy every page that it looks at
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             _become(**json.loads(line))
             _end(main)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+        _, ended = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(ended), flush=True)  # noqa: T201
 
 
 def _end(command: Callable[[], NoReturn]) -> NoReturn:

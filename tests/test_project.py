@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from pipeline.cluster.connect import _private_environment
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -80,7 +82,10 @@ def test_packages_say_that_they_are_typed():
 
 
 def test_ray_accepts_the_example_cluster():
-    util = pytest.importorskip("ray.autoscaler._private.util")
+    with (
+        _private_environment()
+    ):  # Ray reads it when it is first imported, which other tests of this process may rely on
+        util = pytest.importorskip("ray.autoscaler._private.util")
     config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
     util.validate_config(util.prepare_config(config))
 

@@ -25,6 +25,7 @@ def test_it_is_the_same_for_the_same_weights(llama: Any) -> None:
     assert len(fingerprint(llama)) == 64
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process() -> None:
     imports = "from act.fingerprint import fingerprint; from tests.architectures import tiny"
     code = f"{imports}; print(fingerprint(tiny('llama')))"

@@ -166,6 +166,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     code = "import sys; from tests.steers import make_steer; make_steer().save(sys.argv[1])"
     for seed in ("1", "2"):

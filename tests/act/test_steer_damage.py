@@ -37,6 +37,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "steer"
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_tensors_is_found(small: Path) -> None:
     data = (small / TENSORS).read_bytes()
     for place in range(len(data)):

@@ -55,7 +55,6 @@ def test_an_unknown_key_of_a_section_is_named_with_its_line_and_the_nearest_one(
         ),
         ({"store": {"activations": "some"}}, "activations:", "one of all, sample, none"),
         ({"compute": {"reducers": 0}}, "reducers:", "wanted a whole number above 0"),
-        ({"estimation": "sequential"}, "estimation:", "which this version does not offer yet"),
     ],
 )
 def test_a_method_a_law_or_a_store_that_is_refused_is_named_with_its_line(refused, tmp_path, changes, line, words):

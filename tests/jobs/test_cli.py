@@ -150,6 +150,7 @@ def test_debug_shows_where_an_error_came_from_and_keeps_the_sentence_last(actmap
     assert done.err.splitlines()[-1].startswith(f"actmap: {tmp_path / 'none.yaml'}: ")
 
 
+@pytest.mark.slow
 def test_a_process_from_nothing_adds_no_noise_to_what_it_says(llama, tmp_path):
     spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     done = process("fit", spec, "--run", tmp_path / "run", "--json", cache=tmp_path / "cache", TERM="dumb")

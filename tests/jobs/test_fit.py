@@ -125,7 +125,22 @@ def test_a_finished_run_does_nothing_when_it_is_run_again(llama, tmp_path):
     again = run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
     assert again.steer.card == first.steer.card
     assert again.timings.prompts == len(SOURCES) + len(TARGETS)
+    changed = {p.name for p in (tmp_path / "run").rglob("*") if p.lstat().st_mtime_ns != stamps.get(p)}
+    assert changed == {"inputs.json"}, "the prompts were written again"
+
+
+def test_a_finished_run_whose_inputs_are_as_they_were_is_known_without_reading_them(llama, tmp_path, monkeypatch):
+    spec = write_spec(tmp_path, {"kind": "causal-lm", "path": str(llama)})
+    first = fit(spec, tmp_path / "run", tmp_path / "cache")
+    stamps = {p: p.lstat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    with monkeypatch.context() as blind:
+        blind.setattr("jobs.hands.make_plan", None)
+        again = fit(spec, tmp_path / "run", tmp_path / "cache")
+    assert again.steer.card == first.steer.card
     assert {p: p.lstat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == stamps
+    (tmp_path / "source.txt").write_text("another prompt\n")
+    with pytest.raises(OtherPlanError, match="source"):
+        fit(spec, tmp_path / "run", tmp_path / "cache")
 
 
 def test_a_link_to_the_steer_that_is_gone_is_led_back_by_the_same_command(llama, tmp_path):
@@ -222,7 +237,7 @@ def test_a_damaged_steer_of_a_run_is_named_with_what_to_do(llama, tmp_path, dama
     if damage == "empty":
         for path in steer.iterdir():
             path.unlink()
-    with pytest.raises(DamagedRunError, match=r"run/steers/\w+ is damaged.*run the same command again with --repair"):
+    with pytest.raises(DamagedRunError, match=r"run/(steers/\w+|CURRENT) is damaged.*same command again with --repair"):
         run(tmp_path, {"kind": "causal-lm", "path": str(llama)})
 
 

@@ -85,6 +85,7 @@ def same_bytes(run: Path, other: Path) -> bool:
     return (run / name).read_bytes() == (other / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL], ids=lambda number: number.name
 )

@@ -105,7 +105,7 @@ def test_what_names_no_steer_is_damage(storage, said):
 def test_a_steer_that_is_not_there_is_damage(storage):
     artifact.publish(storage, steer())
     storage.write("CURRENT", b"0" * 32 + b"\n")
-    with pytest.raises(DamagedRunError, match=rf"steers/{'0' * 32} is damaged.*--repair"):
+    with pytest.raises(DamagedRunError, match=rf"CURRENT is damaged: it names steers/{'0' * 32}, which.*--repair"):
         artifact.find(storage)
 
 

@@ -114,6 +114,7 @@ def test_reducers_that_stopped_at_different_units_leave_every_site_its_law(run):
     assert same(law_bits(run), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"contents": 5}, {"key": "0" * 64}, {"law": "target"}, {"stop": 9}])
 def test_a_fold_of_other_sketches_is_passed_by(run, changes):
     wanted = law_bits(run)

@@ -114,6 +114,7 @@ def test_with_a_sample_of_the_activations_the_steer_has_the_same_bits(model, ske
     assert Laws(sample.storage, sample.plan).samples("target", 0).shape == (1, 32)  # of prompts 0, 309, 332, …
 
 
+@pytest.mark.slow
 def test_two_workers_and_two_reducers_give_the_same_bits(model, sketched, tmp_path):
     together = run(tmp_path, model, **SKETCH, compute={"workers": 2, "reducers": 2})
     assert together.steer.card.tensors == load_steer(sketched / "steer").card.tensors

@@ -77,7 +77,7 @@ def test_damaged_units_and_steers_are_computed_again_and_no_others(copied):
     units = {"activations.zarr/source/c/1/0", "receipts/source/00000001.json", "sketches.zarr/tokens/c/1/0/0"}
     units |= {"activations.zarr/target/c/0/0", "receipts/target/00000000.json"}
     steer = {key for key in changed if key.startswith("steers/")}
-    assert changed == {*units, *steer, "CURRENT", "timings.json"}
+    assert changed == {*units, *steer, "CURRENT", "timings.json", "inputs.json"}
     assert "2 damaged units run again: source unit 1, target unit 0" in told
 
 

@@ -50,7 +50,7 @@ def check(case: Case, sites: list[str], pooling: Pooling = "mean", method: str =
     )
 
 
-@pytest.mark.parametrize("kind", ["norms", "projections"])
+@pytest.mark.parametrize("kind", ["norms", pytest.param("projections", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_maps_are_those_of_running_again(name: str, kind: Kind) -> None:
     case = CASES[name]()

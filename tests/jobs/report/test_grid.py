@@ -46,6 +46,7 @@ def test_rows_and_columns_come_from_names(names, rows, columns):
     assert len({(cell.row, cell.column) for cell in grid.cells}) == len(names)
 
 
+@pytest.mark.slow
 def test_a_large_heat_map_is_one_small_image():
     grid = arrange(cards([f"unet.blocks.{block}.norm@{step}" for step in range(30) for block in range(200)]))
     figure = str(heat_map(grid))

@@ -87,6 +87,7 @@ def test_a_guided_transformer_is_called_twice_and_read_once(folders: Mapping[str
     assert not torch.allclose(conditional, unconditional, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "guidance", "hookpoints"), CASES)
 def test_a_prompt_does_not_depend_on_its_neighbours_and_a_unit_repeats_its_bits(
     folders: Mapping[str, Path], name: str, guidance: float, hookpoints: tuple[str, ...]

@@ -178,6 +178,7 @@ def read_all(storage):
     return damaged, {i: snapshot.unit(i) for i in range(snapshot.num_units) if i not in damaged}
 
 
+@pytest.mark.slow
 def test_any_flipped_byte_is_found(storage, tmp_path):
     path = write_table(tmp_path / "a.csv", [{"text": f"é {i} {os.urandom(3).hex()}"} for i in range(3)])
     written = write_snapshot(Side(path=str(path), column="text"), storage, "s", 2)

@@ -41,6 +41,7 @@ def few_rows(monkeypatch) -> None:
         monkeypatch.setattr(cuda, "CHUNK", 32)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the second pytest")
 def test_the_rest_of_this_file_passes_in_tritons_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-rN"]

@@ -69,6 +69,7 @@ def test_there_is_no_tree_of_nothing() -> None:
         merge_tree([])
 
 
+@pytest.mark.slow
 def test_processes_that_merge_in_other_orders_get_the_same_bits(tmp_path: Path) -> None:
     values = columns(600, 3, ALL_KINDS)
     for unit, rows in enumerate(values.split(40)):

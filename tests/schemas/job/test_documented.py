@@ -19,6 +19,8 @@ IN_WORDS = {
     "transport": "`linear`",
     "transport.support": "by method",
     "law": "`auto`",
+    "estimation": "`simultaneous`",
+    "compute.memory": "its share",
     "store.quota": "`20GiB`",
     "source.where": "`{}`",
     "model.height": "the pipeline's",

@@ -9,7 +9,7 @@ def test_the_contracts_own_spec(read):
     assert job.source == Side(path="data/comments.parquet", column="text", where={"toxic": True}, limit=4096)
     assert job.target.where == {"toxic": False, "topic": ("a", "b"), "score": Range(min=0.5)}
     assert job.store.quota == 20 * 2**30
-    assert (job.pooling, job.template, job.estimation) == ("mean", "plain", "simultaneous")
+    assert (job.pooling, job.template, job.estimation.kind) == ("mean", "plain", "simultaneous")
     assert (job.compute.unit_size, job.compute.threads, job.compute.device) == (512, 1, "auto")
 
 
@@ -56,7 +56,7 @@ def test_quota_that_is_no_number_of_bytes(refused, written):
 def test_unknown_key_names_the_nearest_anywhere(refused):
     assert refused(("workers: 2", "hookpoint: 2")) == (
         "spec.yaml line 14: unknown key 'hookpoint' under 'compute'; wanted one of workers, reducers, address, device, "
-        "max_tokens, unit_size, batch_tokens, threads; did you mean 'hookpoints'?"
+        "max_tokens, unit_size, batch_tokens, threads, memory; did you mean 'hookpoints'?"
     )
     assert refused(("unit_size", "units_size")).endswith("did you mean 'unit_size'?")
     assert refused(("name: less-toxic", "name: a\nworker: 3")).endswith("did you mean 'compute.workers'?")
@@ -146,13 +146,14 @@ def test_default_batch_must_hold_a_prompt_too(refused):
     assert "line 14: 'compute.batch_tokens' is 4096; wanted at least 5008" in sentence
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "offered"), [("estimation: simultaneous", "estimation: sequential", "simultaneous")]
-)
-def test_later_words_of_the_contract_say_what_there_is(refused, old, new, offered):
-    sentence = refused((old, new))
-    assert "which this version does not offer yet; it offers" in sentence
-    assert offered in sentence
+def test_an_estimation_is_a_word_or_a_section(read, refused):
+    alone = read(("estimation: simultaneous", "estimation: sequential")).estimation
+    assert (alone.kind, alone.blocks) == ("sequential", None)
+    blocks = read(("estimation: simultaneous", "estimation: {kind: sequential, blocks: 4}"))
+    assert blocks.estimation.blocks == 4
+    assert Job.model_validate(blocks.model_dump(mode="json")) == blocks
+    assert "no blocks" in refused(("estimation: simultaneous", "estimation: {kind: simultaneous, blocks: 4}"))
+    assert "did you mean 'sequential'" in refused(("estimation: simultaneous", "estimation: sequentiel"))
 
 
 def test_pooling_all_needs_sites_of_one_size(read, refused):
