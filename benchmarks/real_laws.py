@@ -14,7 +14,8 @@ from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.judging import INNER, OUTER, Both, exact_lines, judge, law_holds, slope_errors
 from benchmarks.runs import scratch
 from jobs.demo import find_model
-from jobs.fit import Fitted, fit
+from jobs.fit import fit
+from jobs.start import Fitted
 from pipeline.frames import read_frame
 from pipeline.laws import Laws
 from pipeline.sketch import Frame, Grid, HistogramSketch

@@ -16,11 +16,11 @@ from unittest import mock
 from benchmarks.finding import Effort, Finding, Spread, Wanted
 from benchmarks.runs import Setting, scratch, short_prompts, tiny_model
 from jobs.cache import default_cache
-from jobs.fit import Begun, _Start
 from jobs.fit import fit as fit_run
 from jobs.fit import plan as plan_run
 from jobs.hands import Hands
 from jobs.stages import Stages
+from jobs.start import Begun, Start
 from pipeline import artifact
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan, settle
@@ -224,7 +224,7 @@ def _drive(folder: Path, data: Path, model: Path, size: int) -> dict[str, object
     job = read_job(spec)
     plan, checkpoint = make_plan(job, place, default_cache())
     settle(plan, storage)
-    start = _Start(
+    start = Start(
         Begun(storage, plan, job.located(place), spec.read_bytes(), checkpoint), mock.Mock(), Hands(), Stages(_silent)
     )
     start._hands._workers = SimulatedWorkers(plan)

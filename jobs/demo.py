@@ -13,10 +13,11 @@ from rich.text import Text
 
 from jobs.cache import default_cache
 from jobs.exit_codes import exit_code, sentence
-from jobs.fit import Fitted, fit
+from jobs.fit import fit
 from jobs.generate import Generated, generate, load_model
 from jobs.progress import shown
 from jobs.report import Generation, write_report
+from jobs.start import Fitted
 from pipeline.models import Sampling
 from pipeline.models.gguf import dequantise
 

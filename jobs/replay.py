@@ -16,9 +16,10 @@ from typing import final
 
 import act
 from act.steer import Steer
-from jobs.fit import Begun, Fitted, fit_begun
+from jobs.fit import fit_begun
 from jobs.hands import Hands
 from jobs.stages import Stages
+from jobs.start import Begun, Fitted
 from pipeline import artifact
 from pipeline.errors import OtherSteerError, ReplayError, RunNotFoundError
 from pipeline.layout import lay_out

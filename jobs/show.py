@@ -14,9 +14,9 @@ from schemas.plan import EXACT_SAMPLES, SIDES, Memory, Plan, SideName
 from schemas.running import PROBS, RunningSite
 
 if TYPE_CHECKING:
-    from jobs.fit import Fitted
     from jobs.generate import Generated
     from jobs.replay import Replayed
+    from jobs.start import Fitted
     from jobs.status import Status
     from jobs.verify import Verified
 

@@ -82,9 +82,7 @@ def test_packages_say_that_they_are_typed():
 
 
 def test_ray_accepts_the_example_cluster():
-    with (
-        _private_environment()
-    ):  # Ray reads it when it is first imported, which other tests of this process may rely on
+    with _private_environment():  # which Ray reads when it is first imported, for other tests of this process too
         util = pytest.importorskip("ray.autoscaler._private.util")
     config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
     util.validate_config(util.prepare_config(config))

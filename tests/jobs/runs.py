@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from jobs.fit import Fitted, fit
+from jobs.fit import fit
+from jobs.start import Fitted
 
 SOURCES = [f"The train to platform {n} is late again, says clerk number {n * 7 % 11}." for n in range(40)]
 TARGETS = [f"♪ A song for {n} voices, played {'very ' * (n % 5)}softly." for n in range(28)]

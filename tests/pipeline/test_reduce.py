@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from act.steer import load as load_steer
-from jobs.fit import Fitted, fit
+from jobs.fit import fit
+from jobs.start import Fitted
 from jobs.status import status
 from pipeline.errors import DamagedRunError, PairsPlanError
 from pipeline.frames import choose_frame, read_frame

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from jobs.errors import SameNameError
-from jobs.fit import Fitted, fit, fit_all
+from jobs.fit import fit, fit_all
+from jobs.start import Fitted
 from pipeline import catalogue
 from pipeline.errors import RunNotFoundError
 from pipeline.extract import Extractor

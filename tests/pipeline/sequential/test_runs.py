@@ -16,8 +16,9 @@ import act
 from act.fit import Batch
 from act.lockstep.spill import Spill
 from act.steer import load
-from jobs.fit import Fitted, fit, plan
+from jobs.fit import fit, plan
 from jobs.replay import replay
+from jobs.start import Fitted
 from pipeline.errors import DamagedRunError, LockstepPlanError, LossError, NothingLeftError
 from pipeline.extract import Extractor
 from pipeline.forward import Forward
