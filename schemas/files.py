@@ -1,6 +1,7 @@
-"""How files are published: whole, durable, or not at all.
+"""How folders of files are published: whole, durable, or not at all.
 
-A file is written under a temporary name in its own folder, flushed to disk, and then takes its name in one step.
+A folder is written under a temporary name beside its place, flushed to disk, and then takes its name in one step. Files
+of runs are written by `pipeline.storage`.
 """
 
 import contextlib
@@ -10,36 +11,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-
-@contextlib.contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A context that gives a temporary name beside `path` to write under, and removes what is left of it at the end."""
-    temporary = _partial(path)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Writes a file; a file of that name is replaced in one step."""
-    with staged(path) as temporary:
-        _write(temporary, data)
-        os.replace(temporary, path)
-    sync(path.parent)
-
-
-def publish_first(path: Path, data: bytes) -> bool:
-    """Writes a file unless one of that name exists; returns whether this call wrote it. Of several racers one wins."""
-    with staged(path) as temporary:
-        _write(temporary, data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-    sync(path.parent)
-    return True
 
 
 def publish_folder(path: Path, files: Mapping[str, bytes]) -> None:
