@@ -18,5 +18,5 @@ CHECKED_TYPES = install_import_hook(["schemas", "act", "pipeline"], f"{checked._
 # Tests are many small operations, after each of which two threads would wait for each other.
 torch.set_num_threads(1)
 
-settings.register_profile("actmap", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("actmap", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("actmap")

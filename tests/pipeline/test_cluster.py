@@ -105,6 +105,7 @@ def test_errors_of_workers_arrive_as_themselves(crew, scheduler):
         landed(crew, scheduler, 2, {(1, 1): "raise"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deed", "error"), [("raise", StoreError), ("leave", WorkerLostError)])
 def test_what_is_wrong_at_the_start_is_told_and_nothing_is_started_for_ever(ray, deed, error):
     crew = RayCrew(ray, Berths("local", 1, 1, 0), StandIn, ({(-1, 1): deed}, ""))

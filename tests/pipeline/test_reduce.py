@@ -241,6 +241,7 @@ def misframed(model, tmp_path, monkeypatch):
     return fitted
 
 
+@pytest.mark.slow
 def test_a_frame_that_does_not_fit_is_mended_from_the_activations_where_that_is_asked_for(misframed, exact):
     fitted, notices = misframed("mended", law={"kind": "sketch", "misfits": "mend"})
     assert any("counted anew" in notice for notice in notices)

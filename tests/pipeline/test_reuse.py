@@ -245,6 +245,7 @@ def test_runs_that_add_one_side_at_once_do_not_mix(go, ran, tmp_path, monkeypatc
     assert third.steer.card.tensors == go("alone", SOURCES[:50], TARGETS[80:120]).steer.card.tensors
 
 
+@pytest.mark.slow
 def test_many_steers_against_one_side_are_one_command_and_run_it_once(model, ran, tmp_path):
     specs = []
     for number in range(5):

@@ -29,7 +29,7 @@ def page_of(folder: LocalStorage) -> Page:
     return Page(Path(write_report(folder.root)).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("kind", [{}, SKETCHED])
+@pytest.mark.parametrize("kind", [{}, pytest.param(SKETCHED, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "transport",
     [

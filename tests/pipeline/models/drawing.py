@@ -20,10 +20,10 @@ STREAMS = (r"transformer\.transformer_blocks\.\d:1", r"transformer\.transformer_
 #: Of each kind a 4-D or token-shaped site, with and without guidance.
 CASES = [
     pytest.param("sdxl", 0.0, (RESNETS, MID), id="unet, pixels"),
-    pytest.param("sdxl", 4.0, (RESNETS, MID), id="unet, pixels, guided"),
+    pytest.param("sdxl", 4.0, (RESNETS, MID), id="unet, pixels, guided", marks=pytest.mark.slow),
     pytest.param("sdxl", 4.0, (NORMS,), id="unet, tokens, guided"),
     pytest.param("flux", 0.0, STREAMS, id="transformer"),
-    pytest.param("flux", 4.0, STREAMS, id="transformer, guided"),
+    pytest.param("flux", 4.0, STREAMS, id="transformer, guided", marks=pytest.mark.slow),
 ]
 
 

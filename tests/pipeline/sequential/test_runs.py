@@ -134,6 +134,7 @@ def test_the_maps_of_the_laws_that_are_stored_are_those_that_moved_the_source(re
         assert same_map(transport_of(one), steer.maps[site.hookpoint])
 
 
+@pytest.mark.slow
 def test_blocks_of_one_site_give_the_same_bits_and_one_block_is_simultaneous(model, exact, tmp_path):
     planned = read_plan(LocalStorage(exact))
     alone = run(tmp_path / "alone", model, estimation={"kind": "sequential", "blocks": len(planned.sites)})
@@ -145,8 +146,8 @@ def test_blocks_of_one_site_give_the_same_bits_and_one_block_is_simultaneous(mod
         assert same_map(one, whole.steer.maps[name])
 
 
-@pytest.mark.parametrize("kind", ["exact", "sketched"])
-@pytest.mark.parametrize("num_known", [0, 1, 4, 5])
+@pytest.mark.parametrize("kind", ["exact", pytest.param("sketched", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_known", [pytest.param(0, marks=pytest.mark.slow), 1, 4, 5])
 def test_a_run_goes_on_at_the_last_site_that_was_fitted(request, copied, tmp_path, monkeypatch, kind, num_known):
     """What a driver leaves that died: some maps, and receipts of the target, or of all but one unit."""
     root = request.getfixturevalue(kind)
@@ -248,6 +249,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch, most_rows: int) -> None:
     monkeypatch.setattr(CausalLMCheckpoint, "load", load_scarce)
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_at_a_late_site_runs_in_pieces_from_the_start(model, tmp_path, monkeypatch):
     """Of the unit that holds it, and no other; the fit begins anew, and a replay does the same."""
     mark_token(model)
@@ -260,6 +262,7 @@ def test_a_micro_batch_that_does_not_fit_at_a_late_site_runs_in_pieces_from_the_
     assert replay(tmp_path / "run/steer", tmp_path, None, tmp_path / "cache").sites == 5
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_alone_is_quarantined_and_no_other(model, tmp_path, monkeypatch):
     mark_token(model)
     scarce(monkeypatch, 0)
@@ -316,6 +319,7 @@ def test_a_side_of_which_nothing_is_left_is_told_as_such(model, tmp_path):
         fit(spec, tmp_path / "run", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_target_is_run_as_in_a_simultaneous_fit_and_can_be_used_again(model, tmp_path):
     laws = {"store": {"laws": str(tmp_path / "laws")}}
     run(tmp_path / "simultaneous", model, **laws)
@@ -326,6 +330,7 @@ def test_the_target_is_run_as_in_a_simultaneous_fit_and_can_be_used_again(model,
     assert origins["target"] != ""
 
 
+@pytest.mark.slow
 def test_more_prompts_use_no_unit_of_the_source_again(model, exact, tmp_path):
     """What the source has at a site depends on all prompts; the target's units are taken over."""
     told: list[str] = []
