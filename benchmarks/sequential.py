@@ -1,6 +1,7 @@
 """Claim: fitting sites one after the other costs about one plain forward, however many sites there are."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from benchmarks.runs import STATEMENTS
 from jobs.demo import find_model
 from schemas.plan import Site
 
-#: Sentences a side, and rounds.
-SIZES = {Effort.USUAL: ((64, 4),), Effort.LONG: ((64, 8), (1024, 3))}
+#: Prompts a side, statements a prompt, and rounds.
+SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 8), (64, 5, 8), (1024, 1, 3))}
 MOST = {64: 1.10, 1024: 1.20}
 
 BATCH = 8
@@ -140,20 +141,20 @@ def measure(effort: Effort) -> list[Finding]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [finding for size, rounds in SIZES[effort] for finding in _compare(setting(size), size, rounds)] + [
-            _against_running_again(setting(AGAIN))
-        ]
+        found = [_compare(setting(size, each), size, each, rounds) for size, each, rounds in SIZES[effort]]
+        return [*itertools.chain(*found), _against_running_again(setting(AGAIN, 5))]
     finally:
         torch.set_num_threads(threads)
 
 
-def setting(num_sentences: int) -> Setting:
-    """Returns SmolLM2-135M, its 61 layernorms, and sentences of both sides in batches of eight."""
+def setting(num_prompts: int, each: int) -> Setting:
+    """Returns SmolLM2-135M, its 61 layernorms, and both sides in batches of eight prompts, of some statements each."""
     folder = find_model()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = pq.read_table(STATEMENTS).column("statement").to_pylist()
-    source, target = (list(_batches(tokenizer, texts[side::2][:num_sentences])) for side in (0, 1))
+    prompts = [" ".join(texts[start : start + each]) for start in range(0, 2 * num_prompts * each, each)]
+    source, target = (list(_batches(tokenizer, prompts[side::2])) for side in (0, 1))
     modules = modules_of(model)
     made = Setting(model, (), source, target)
     sites, _ = survey(modules, select("layernorms", modules), [partial(made.run, source[0])])
@@ -171,7 +172,7 @@ def _batches(tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.T
         yield {"input_ids": tokens, "attention_mask": mask}
 
 
-def _compare(one: Setting, size: int, rounds: int) -> list[Finding]:
+def _compare(one: Setting, size: int, each: int, rounds: int) -> list[Finding]:
     few = [*one.sites[:: max(1, len(one.sites) // 8)][:7], one.sites[-1]]
     arms: dict[str, Callable[[], None]] = {
         "plain": one.plain,
@@ -186,7 +187,7 @@ def _compare(one: Setting, size: int, rounds: int) -> list[Finding]:
         for name, arm in order if round_ % 2 == 0 else reversed(order):
             costs[name].append(cpu_of(arm))
     plain = [(first + second) / 2 for first, second in zip(costs["plain"], costs["again"], strict=True)]
-    place = f"2 x {size} sentences"
+    place = f"2 x {size} prompts of {each}"
     tokens = sum(int(batch["attention_mask"].sum()) for batch in one.batches)
     note = f"{len(one.batches)} batches, {tokens:,} tokens; a plain forward of all takes {min(plain):.1f} CPU seconds"
     return [
@@ -219,7 +220,7 @@ def _against_running_again(one: Setting) -> Finding:
     lockstep = [cpu_of(partial(one.lockstep, one.sites))]
     slow = cpu_of(one.run_again)
     lockstep.append(cpu_of(partial(one.lockstep, one.sites)))
-    claim = f"running the prefix again before every site / lockstep, CPU, 2 x {AGAIN} sentences"
+    claim = f"running the prefix again before every site / lockstep, CPU, 2 x {AGAIN} prompts of 5"
     return Finding(claim, "x", Spread.of([slow / fast for fast in lockstep]), Wanted("at least", 25.0))
 
 
