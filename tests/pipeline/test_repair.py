@@ -66,7 +66,7 @@ def test_what_needs_no_model_is_written_anew_and_nothing_else_is_touched(copied)
     told, changed = repaired(run)
     beside = {f"prompts/{side}.parquet{end}" for side in ("source", "target") for end in ("", ".json")}
     fold = {key for key in changed if key.startswith("folds/source/")}
-    assert changed == {*harmed, *beside, *fold, "spec.yaml.sha256"}
+    assert changed == {*harmed, *beside, *fold, "spec.yaml.sha256", "inputs.json"}
     assert "the prompts of the source were damaged and are written anew" in told
 
 

@@ -53,7 +53,7 @@ def turn_into_link(path, rng, outside):
 HARMS = (truncate, empty, append, delete, turn_into_folder, turn_into_link)
 
 #: What may be missing: a run can do without it, or has the same in its folds.
-SPARE = ("running/", "timings.json", "lease/", "folds/", *(f"sketches.zarr/{law}/c/" for law in LAWS))
+SPARE = ("running/", "timings.json", "inputs.json", "lease/", "folds/", *(f"sketches.zarr/{law}/c/" for law in LAWS))
 
 
 @contextmanager

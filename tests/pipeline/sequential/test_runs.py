@@ -369,7 +369,7 @@ def test_a_map_of_the_log_that_is_damaged_is_named_and_repaired(exact, copied, t
 def test_denoisers_are_fitted_step_by_step(tmp_path, pipeline, guidance):
     """A site at every step, on images that the maps of the steps before have moved; as groups of one site give it."""
     section = {"kind": "text-to-image", "path": str(pipeline(tmp_path / "pipeline")), "steps": 2, "guidance": guidance}
-    sides = {"source": {"limit": 5}, "target": {"limit": 4}}
+    sides = {"source": {"limit": 3}, "target": {"limit": 2}}
     changes = {"hookpoints": ["transformer.*_blocks.0.attn", "unet.*attn2.to_out.0"][pipeline is tiny_sdxl], **sides}
     fitted = run(tmp_path / "lockstep", section, **SEQUENTIAL, **changes)
     num_sites = len(fitted.plan.sites)
