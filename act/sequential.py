@@ -135,10 +135,11 @@ def fit_sequentially(
     check_selection(transport)
     state = ModuleState(modules)
     fit = _Fit(sites, transport, how, _read_at_once(modules, sites, target, pooling, turn))
-    for groups in passes(len(sites), how.blocks):
+    for number, groups in enumerate(passes(len(sites), how.blocks)):
         if all(site in fit.maps for group in groups for site in group):
             continue
-        lockstep = Lockstep(modules, sites, pooling, source, tokens=fit.take_tokens, turn=turn)
+        mine = _from(turn, len(target) + number * len(source))
+        lockstep = Lockstep(modules, sites, pooling, source, tokens=fit.take_tokens, turn=mine)
         for site, known in fit.maps.items():
             lockstep.move(site, known)
         with lockstep.running():
@@ -147,6 +148,11 @@ def fit_sequentially(
             fit.fit(lockstep, lockstep.read_last, groups[-1])
     check_unwritten(state)
     return fit.fitted()
+
+
+def _from(turn: Turn, first: int) -> Turn:
+    """Returns turns whose numbers begin later: what earlier forwards left is not for those of another pass."""
+    return lambda number: turn(first + number)
 
 
 def _read_at_once(

@@ -11,9 +11,11 @@ import torch
 import transformers
 from torch import nn
 
+import act
 from act.errors import LockstepStateError
 from act.hookpoint import modules_of, select
 from act.lockstep.module_state import Isolation, ModuleState
+from act.marginal import Marginal
 from act.sequential import survey
 from tests.act.lockstep.engine import in_lockstep
 from tests.act.lockstep.models import Case, language_model, with_texts
@@ -174,3 +176,26 @@ def test_forwards_in_isolation_are_those_of_a_model_that_nobody_had_before() -> 
     meeting = dynamic_llama()
     with pytest.raises(AssertionError):
         assert_same(in_lockstep(meeting.modules, sites, meeting.sides), wanted)
+
+
+class Growing(nn.Module):
+    """Keeps the longest batch so far, and computes with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.longest = nn.Linear(4, 4).requires_grad_(False), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.longest = max(self.longest, x.shape[1])
+        return self.site(x * self.longest)
+
+
+@pytest.mark.parametrize("estimation", ["sequential", act.Sequential(blocks=1)])
+def test_a_source_batch_does_not_meet_what_a_target_batch_of_its_number_left(estimation) -> None:
+    model = Growing().eval()
+    draw = torch.Generator().manual_seed(0)
+    source, target = ({"x": torch.randn(5, length, 4, generator=draw)} for length in (3, 9))
+    fitted = act.fit_steer(model, [source], [target], "site", estimation=estimation).maps["site"]
+    assert model.longest == 0
+    alone = [Marginal.from_samples(model.site(side["x"] * side["x"].shape[1]).mean(1)) for side in (source, target)]
+    torch.testing.assert_close(fitted.shift, act.transport.fit("linear", *alone).shift)
