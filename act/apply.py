@@ -66,7 +66,7 @@ def _steered(steer: Steer, modules: Mapping[str, nn.Module], clock: AbstractCloc
         if not transport.moves.any():
             continue
         site = Hookpoint.parse(name)
-        places[Hookpoint(site.module, site.output)][site.step] = transport.at(strength)
+        places[site.place][site.step] = transport.at(strength)
 
     def move(hookpoint: Hookpoint, module: nn.Module, output: Any) -> Any:  # noqa: ANN401
         steps = places[hookpoint]

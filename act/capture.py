@@ -50,7 +50,7 @@ def check_called(hookpoints: Iterable[Hookpoint], sites: Iterable[Site]) -> None
     Raises:
         SiteVisitError: One has none: it is never called.
     """
-    places = {_place(Hookpoint.parse(site.hookpoint)) for site in sites}
+    places = {Hookpoint.parse(site.hookpoint).place for site in sites}
     for hookpoint in hookpoints:
         if hookpoint not in places:
             raise SiteVisitError(str(hookpoint), 0)
@@ -145,7 +145,7 @@ class Capture:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A context in which the forwards of the model are read."""
-        places = dict.fromkeys(_place(site) for site in self._numbers)
+        places = dict.fromkeys(site.place for site in self._numbers)
         with self._clock.following(), hooked(self._modules, list(places), self._read):
             yield
 
@@ -177,8 +177,3 @@ class Capture:
         self._sink(number, pool(self._pooling, tokens.detach(), spans))
         if self._tokens is not None:
             self._tokens(number, pool("all", tokens.detach(), spans))
-
-
-def _place(site: Hookpoint) -> Hookpoint:
-    """Returns the hookpoint of a site, whatever its step."""
-    return Hookpoint(site.module, site.output)

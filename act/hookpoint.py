@@ -62,6 +62,11 @@ class Hookpoint:
         step = "" if self.step is None else f"@{self.step}"
         return f"{self.module}{output}{step}"
 
+    @property
+    def place(self) -> "Hookpoint":
+        """The same output at every step: where a hook is attached."""
+        return Hookpoint(self.module, self.output)
+
     def of(self, returned: Any) -> torch.Tensor:  # noqa: ANN401
         """Returns this hookpoint's tensor of what the module returned.
 

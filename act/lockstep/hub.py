@@ -93,7 +93,7 @@ class Lockstep:
     @contextmanager
     def running(self) -> Iterator[None]:
         """A context in which the forwards live. Leaving it unwinds them, also after an exception in one of them."""
-        places = dict.fromkeys(Hookpoint(site.module, site.output) for site in self._numbers)
+        places = dict.fromkeys(site.place for site in self._numbers)
         with self._clock.following(), hooked(self._modules, list(places), self._visit):
             self._samples.clear()
             self._visited.clear()

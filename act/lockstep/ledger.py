@@ -152,7 +152,7 @@ def live_bytes(
         if number is not None and rows.stop > rows.start and number not in found:
             found[number] = ledger.live(0)
 
-    places = dict.fromkeys(Hookpoint(site.module, site.output) for site in numbers)
+    places = dict.fromkeys(site.place for site in numbers)
     with clock.following(), hooked(modules, list(places), look), ledger.following(0):
         forward()
     return [found.get(number, 0) for number in range(len(sites))]
