@@ -1,7 +1,7 @@
 """Pooling: how the real tokens of a prompt become its sample."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, final, get_args
 
 import torch
@@ -49,7 +49,21 @@ class TokenSpans:
         """Returns a batch in which every token is real."""
         return cls.from_mask(torch.ones(batch, tokens, dtype=torch.bool))
 
-    @property
+    @cached_property
+    def runs(self) -> tuple[tuple[slice, slice | torch.Tensor], ...]:
+        """Rows next to one another whose real tokens are at the same contiguous places, and these places.
+
+        A row whose real tokens are not contiguous stands alone.
+        """
+        found: list[tuple[slice, slice | torch.Tensor]] = []
+        for row, span in enumerate(self.rows):
+            if found and isinstance(span, slice) and found[-1][1] == span:
+                found[-1] = slice(found[-1][0].start, row + 1), span
+            else:
+                found.append((slice(row, row + 1), span))
+        return tuple(found)
+
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """Number of real tokens of each row."""
         return tuple(row.stop - row.start if isinstance(row, slice) else len(row) for row in self.rows)
@@ -70,9 +84,9 @@ def pool(pooling: Pooling, activation: torch.Tensor, spans: TokenSpans) -> torch
     Padding never counts. The result is float32 (float64 for a float64 activation), accumulates in that dtype, shares
     no memory with the activation and carries no gradient. Non-finite values of real tokens reach it.
 
-    On a CPU each row is pooled from its own slice: nothing of the activation's size is copied, and equal real tokens
-    give equal bits whatever their padding or neighbours. Elsewhere, where a kernel a row is slow, the batch is
-    reduced at once under its mask.
+    On a CPU rows are pooled from slices: nothing of the activation's size is copied, and equal real tokens give equal
+    bits whatever their padding or neighbours. Elsewhere, where a kernel a slice is slow, the batch is reduced at once
+    under its mask.
 
     Args:
         pooling: ``median`` is the mean of the two middle values when the count is even, as in NumPy.
@@ -93,27 +107,32 @@ def pool(pooling: Pooling, activation: torch.Tensor, spans: TokenSpans) -> torch
 
 
 def pool_rows(pooling: Pooling, activation: torch.Tensor, spans: TokenSpans) -> torch.Tensor:
-    """Returns what `pool` returns, by one reduction a row over a view of its real tokens."""
-    counts = spans.counts
-    num_samples = sum(counts) if pooling == "all" else len(counts)
+    """Returns what `pool` returns, by one reduction over a view of the real tokens of rows that have them alike.
+
+    A row's bits do not depend on how many are reduced with it.
+    """
+    num_samples = sum(spans.counts) if pooling == "all" else len(spans.rows)
     pooled = activation.new_empty(num_samples, activation.shape[2], dtype=_wide(activation))
-    starts = _starts(counts) if pooling == "all" else range(len(counts))
-    for row, (start, span) in enumerate(zip(starts, spans.rows, strict=True)):
-        real = activation[row, span]
+    start = 0
+    for rows, span in spans.runs:
+        real = activation[rows, span]
+        num_rows, num_tokens, _ = real.shape
+        into = pooled[start : start + (num_rows * num_tokens if pooling == "all" else num_rows)]
+        start += len(into)
         match pooling:
             case "mean":
-                pooled[start] = real.sum(dim=0, dtype=pooled.dtype) / len(real)
+                _sum(real, into)
             case "max":
-                pooled[start] = real.amax(dim=0)
+                into.copy_(real.amax(dim=1))
             case "min":
-                pooled[start] = real.amin(dim=0)
+                into.copy_(real.amin(dim=1))
             case "median":
-                pooled[start] = _median(real)
+                into.copy_(torch.stack([_median(row) for row in real]))
             case "last":
-                pooled[start] = real[-1]
+                into.copy_(real[:, -1])
             case "all":
-                pooled[start : start + len(real)] = real
-    return pooled
+                into.view(real.shape).copy_(real)
+    return pooled.div_(torch.tensor(spans.counts)[:, None]) if pooling == "mean" else pooled
 
 
 def pool_masked(pooling: Pooling, activation: torch.Tensor, spans: TokenSpans) -> torch.Tensor:
@@ -181,12 +200,17 @@ def _span(row: torch.Tensor, number: int) -> slice | torch.Tensor:
     return slice(start, stop) if stop - start == len(places) else places
 
 
-def _starts(counts: Sequence[int]) -> list[int]:
-    return [sum(counts[:row]) for row in range(len(counts))]
-
-
 def _wide(activation: torch.Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
+
+
+def _sum(real: torch.Tensor, into: torch.Tensor) -> None:
+    """Sums over tokens, `[rows, tokens, neurons]`. A row at a time in another dtype: all that is summed is copied."""
+    if real.dtype == into.dtype:
+        torch.sum(real, dim=1, out=into)
+        return
+    for row, sums in zip(real, into, strict=True):
+        torch.sum(row, dim=0, dtype=into.dtype, out=sums)
 
 
 def _median(real: torch.Tensor) -> torch.Tensor:

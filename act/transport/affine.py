@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
+from torch.autograd import forward_ad
 
 from act.errors import BoundError, EmptySupportError, NotFiniteError, ShapeError
 from act.marginal import Marginal
@@ -85,8 +86,7 @@ class TransportMap(AbstractMap):
         dtype = torch.promote_types(x.dtype, torch.float32)
         scale, shift = _blend(self.scale.to(dtype), self.shift.to(dtype), strength)
         wide = x.to(dtype)
-        inside = (wide >= self.low) & (wide <= self.high)
-        return torch.where(inside, (wide * scale).add_(shift), wide).to(x.dtype)
+        return _within(self.low, self.high, (wide * scale).add_(shift), wide).to(x.dtype)
 
     def at(self, strength: float) -> "TransportMap":
         """Returns the map already blended: ``T.at(s)(x)`` is ``T(x, s)``, for a float64 `x` up to float32.
@@ -217,6 +217,37 @@ def upward(values: torch.Tensor) -> torch.Tensor:
     """Returns the least float32 that is not below each value; ``inf`` beyond them all, NaN for NaN."""
     rounded = values.float()
     return torch.where(rounded < values, rounded.nextafter(torch.full_like(rounded, torch.inf)), rounded)
+
+
+def _within(low: torch.Tensor, high: torch.Tensor, moved: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Returns `moved` where `x` is inside ``[low, high]``, and the bits of `x` elsewhere.
+
+    Where nothing is differentiated or traced on a CPU, masks of bits choose: ``torch.where`` takes a branch a value
+    there, and was seen to take three to five times as long when many values lie outside.
+
+    Args:
+        low: `[neurons]`.
+        high: `[neurons]`.
+        moved: `[..., neurons]`, in the dtype of `x`; it may be written to.
+        x: `[..., neurons]`, float32 or float64.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or _traced():
+        return torch.where((x >= low) & (x <= high), moved, x)
+    bits = torch.int32 if x.dtype == torch.float32 else torch.int64
+    # 1.0 outside, also for NaN, and 0.0 inside; of their bits less one the sign alone is kept: no ones, and all.
+    outside = x.clamp(low, high).ne_(x).view(bits)
+    inside = outside.sub_(1).bitwise_right_shift_(8 * x.element_size() - 1)
+    own = x.view(bits)
+    return moved.view(bits).bitwise_xor_(own).bitwise_and_(inside).bitwise_xor_(own).view(x.dtype)
+
+
+def _traced() -> bool:
+    """Whether a compiler, a transform such as ``vmap``, or forward differentiation sees what is computed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def _blend(scale: torch.Tensor, shift: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor]:

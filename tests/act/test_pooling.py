@@ -83,6 +83,10 @@ def test_padding_and_neighbours_never_change_bits(pooling: Pooling, count: int) 
     real = torch.randn(count, 577, generator=generator) * 10
     alone = pool(pooling, real[None], TokenSpans.full(1, count))
 
+    together = pool(pooling, torch.stack([real, real * 2, real]), TokenSpans.full(3, count))
+    assert torch.equal(together[-len(alone) :], alone)
+    assert torch.equal(together[: len(alone)], alone)
+
     for left, right, row, batch in [(0, 5, 0, 2), (7, 0, 1, 3), (3, 9, 2, 3), (1, 0, 0, 1)]:
         activation = torch.full((batch, left + count + right, 577), 1e30)
         activation[row, left : left + count] = real

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from act.errors import BoundError, EmptySupportError, NotFiniteError, ShapeError
 from act.marginal import Marginal
@@ -58,6 +59,39 @@ def test_outside_the_support_the_bits_are_those_of_the_activation() -> None:
         assert torch.equal(bounded(x, 0.7), x)
         assert bounded(x, 0.7).signbit().equal(x.signbit())
         assert bounded(torch.tensor([torch.nan], dtype=dtype)).isnan().all()
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=5, max_size=60), st.sampled_from(["all", "some", "turned"]))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_with_and_without_gradients_the_bits_are_the_same(dtype: torch.dtype, numbers: list[int], layout: str) -> None:
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0, 0.5, 1e-45], dtype=dtype)
+    x = torch.cat([torch.tensor(numbers).view(dtype), special.repeat(5)])
+    x = x[: len(x) // 5 * 5].reshape(-1, 5)
+    x = {"all": x, "some": x[::2], "turned": x.t().contiguous().t()}[layout]
+    by_where = MAP(x)
+
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            found = MAP(x)
+        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[x.element_size()]
+        same = found.view(bits) == by_where.view(bits)
+        assert (same | (found.isnan() & by_where.isnan())).all()
+        outside = (x < LOW) | (x > HIGH)
+        assert torch.equal(found.view(bits)[outside], x.view(bits)[outside])
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")
+def test_gradients_of_every_kind_go_through_a_map() -> None:
+    slope = torch.where((X >= LOW) & (X <= HIGH), SCALE, 1.0)
+    _, backward = torch.func.vjp(MAP, X)
+
+    assert torch.equal(backward(torch.ones_like(X))[0], slope)
+    with torch.no_grad():
+        assert torch.equal(torch.func.jvp(MAP, (X,), (torch.ones_like(X),))[1], slope)
+        with forward_ad.dual_level():
+            assert torch.equal(forward_ad.unpack_dual(MAP(forward_ad.make_dual(X, torch.ones_like(X)))).tangent, slope)
+        assert torch.equal(torch.func.vmap(MAP, in_dims=1, out_dims=1)(X), MAP(X))
+        assert torch.equal(torch.compile(MAP, backend="eager", fullgraph=True)(X), MAP(X))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
