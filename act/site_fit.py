@@ -6,6 +6,7 @@ from typing import final
 import torch
 
 from act.marginal import Marginal
+from act.tokens import TokenLaw
 from act.transport import AbstractMap, Samples, Support, Transport, fit, scores, select
 from act.transport.affine import LARGEST
 from schemas.card import SiteCard
@@ -27,12 +28,12 @@ class SiteLaws:
 
     source: Marginal
     target: Marginal
-    tokens: Marginal | None
+    tokens: TokenLaw | None
     samples: Samples | None = None
     misfit: int = 0
 
     @classmethod
-    def of(cls, samples: Samples, tokens: Marginal | None) -> "SiteLaws":
+    def of(cls, samples: Samples, tokens: TokenLaw | None) -> "SiteLaws":
         """Returns the laws of samples."""
         return cls(Marginal.from_samples(samples[0]), Marginal.from_samples(samples[1]), tokens, samples)
 
@@ -65,7 +66,7 @@ def fit_site(
 
 
 def site_card(
-    site: Site, transport: AbstractMap, source: Marginal, tokens: Marginal | None, misfit: int = 0
+    site: Site, transport: AbstractMap, source: Marginal, tokens: TokenLaw | None, misfit: int = 0
 ) -> SiteCard:
     """Returns the line of the card that says what a map does to the law it was fitted on.
 

@@ -1,14 +1,57 @@
 """Single tokens of the source: what a pooled law does not know of its own activations."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 
+from act.errors import EmptyMarginalError
 from act.marginal import Marginal, check_finite
 
 #: Values of single tokens that are kept, of all sites together: 64 MiB of float32.
 TOKEN_BYTES = 64 << 20
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TokenSample:
+    """Single tokens as they came: what a support and a card ask of their law takes no sorting.
+
+    Args:
+        values: `[tokens, neurons]`, finite, in no order, at least one.
+        low: Smallest of each neuron, `[neurons]`.
+        high: Largest of each neuron, `[neurons]`.
+    """
+
+    values: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @property
+    def num_samples(self) -> int:
+        """Number of tokens."""
+        return len(self.values)
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of neurons."""
+        return self.values.shape[1]
+
+    def cdf(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the share of each neuron's tokens that are at most `x`, `[neurons]`, float64."""
+        return self._share(self.values.clone().le_(x))
+
+    def cdf_below(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the share of each neuron's tokens that are less than `x`, `[neurons]`, float64."""
+        return self._share(self.values.clone().lt_(x))
+
+    def _share(self, ones: torch.Tensor) -> torch.Tensor:
+        return ones.sum(dim=0, dtype=torch.float64) / len(ones)
+
+
+#: What is known of single tokens: a law, or some of them.
+TokenLaw = Marginal | TokenSample
 
 
 @final
@@ -25,7 +68,7 @@ class TokenLaws:
     def __init__(self, widths: Sequence[int], most_bytes: int = TOKEN_BYTES) -> None:
         self._most = max(1, most_bytes // (4 * sum(widths)))
         self._kept: list[list[torch.Tensor]] = [[] for _ in widths]
-        self._num_kept = [0] * len(widths)
+        self._num_kept, self._num_tokens = [0] * len(widths), [0] * len(widths)
         self._lows = [torch.full((width,), torch.inf) for width in widths]
         self._highs = [torch.full((width,), -torch.inf) for width in widths]
 
@@ -43,20 +86,22 @@ class TokenLaws:
         check_finite("the tokens of a site", tokens)
         self._lows[site] = torch.minimum(self._lows[site], tokens.amin(dim=0))
         self._highs[site] = torch.maximum(self._highs[site], tokens.amax(dim=0))
+        self._num_tokens[site] += len(tokens)
         room = self._most - self._num_kept[site]
         if room > 0:
             self._kept[site].append(tokens[:room].clone())
             self._num_kept[site] += len(self._kept[site][-1])
 
-    def law(self, site: int) -> Marginal:
-        """Returns the law of single tokens at a site.
+    def law(self, site: int) -> TokenSample:
+        """Returns the single tokens kept of a site.
 
-        Its extremes are those of all tokens: where not all were kept, they are added as two tokens more.
+        The extremes are those of all tokens: where not all were kept, they are added as two tokens more.
 
         Raises:
             EmptyMarginalError: There were no tokens.
         """
-        kept = torch.cat(self._kept[site]) if self._kept[site] else self._lows[site].new_empty(0, len(self._lows[site]))
         low, high = self._lows[site], self._highs[site]
-        whole = len(kept) == 0 or (torch.equal(kept.amin(dim=0), low) and torch.equal(kept.amax(dim=0), high))
-        return Marginal.from_samples(kept if whole else torch.cat([kept, low[None], high[None]]))
+        if not (low <= high).all():
+            raise EmptyMarginalError(len(low))
+        extremes = [] if self._num_tokens[site] == self._num_kept[site] else [low[None], high[None]]
+        return TokenSample(torch.cat([*self._kept[site], *extremes]), low, high)

@@ -8,6 +8,7 @@ import torch
 
 from act.errors import SamplesError, ShapeError, UnknownMethodError
 from act.marginal import Marginal
+from act.tokens import TokenLaw
 from act.transport.actadd import fit_actadd
 from act.transport.affine import Fitted, TransportMap
 from act.transport.aura import fit_aura
@@ -109,7 +110,7 @@ def fit(
     target: Marginal,
     *,
     support: Support | None = None,
-    tokens: Marginal | None = None,
+    tokens: TokenLaw | None = None,
     threshold: float = 0.5,
     samples: Samples | None = None,
 ) -> AbstractMap:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from act.marginal import Marginal
+from act.tokens import TokenLaw
 
 
 class AbstractMap(ABC):
@@ -96,6 +97,6 @@ class AbstractMap(ABC):
 
         return source.expect(distance)
 
-    def transported(self, law: Marginal) -> torch.Tensor:
+    def transported(self, law: TokenLaw) -> torch.Tensor:
         """Returns the share of a law that lies inside the support of each neuron, `[neurons]`, float64."""
         return law.cdf(self.high) - law.cdf_below(self.low)

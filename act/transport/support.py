@@ -6,13 +6,14 @@ import torch
 
 from act.errors import ShapeError, SupportError, TokensError
 from act.marginal import Marginal
+from act.tokens import TokenLaw
 
 #: ``observed``: the source law's own range. ``tokens``: the range of single tokens, which is wider than that of pooled
 #: activations. ``unbounded``: everything. Two percentiles of the source law, from 0 to 100.
 Support = Literal["observed", "tokens", "unbounded"] | tuple[float, float]
 
 
-def bounds(support: Support, source: Marginal, tokens: Marginal | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def bounds(support: Support, source: Marginal, tokens: TokenLaw | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the lower and upper end of each neuron's support, both `[neurons]`, float32, ends included.
 
     Ends that float32 does not hold are rounded outward, so that the extremes themselves stay inside. Extremes are exact

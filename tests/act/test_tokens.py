@@ -1,10 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from act.errors import EmptyMarginalError, NotFiniteError
+from act.marginal import Marginal
 from act.tokens import TokenLaws
 
 
@@ -20,8 +20,10 @@ def test_with_room_it_is_the_law_of_all_tokens() -> None:
             laws(site, part)
 
     for site in (0, 1):
-        law = laws.law(site)
-        np.testing.assert_array_equal(law.lows.t(), np.sort(torch.cat(parts[site]), axis=0))
+        law, tokens = laws.law(site), torch.cat(parts[site])
+        assert torch.equal(law.values, tokens)
+        assert torch.equal(law.low, tokens.amin(0))
+        assert torch.equal(law.high, tokens.amax(0))
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
@@ -33,17 +35,30 @@ def test_past_the_room_the_first_tokens_are_kept_and_the_extremes_of_all(num: in
 
     assert torch.equal(law.low, tokens.amin(0))
     assert torch.equal(law.high, tokens.amax(0))
-    assert law.num_samples in {min(num, room), min(num, room) + 2}
-    kept = tokens[:room].sort(dim=0).values.t()
-    for neuron in range(3):
-        assert set(kept[neuron].tolist()) <= set(law.lows[neuron].tolist())
+    assert law.num_samples == (num if num <= room else room + 2)
+    assert torch.equal(law.values[:room], tokens[:room])
+    assert torch.equal(law.values[room:], torch.stack([law.low, law.high])[: law.num_samples - min(num, room)])
+
+
+@given(st.lists(st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.1, 3.5]), min_size=3, max_size=3), min_size=1))
+def test_shares_are_those_of_the_law_of_the_same_tokens(rows: list[list[float]]) -> None:
+    tokens = torch.tensor(rows)
+    laws = TokenLaws([3])
+    laws(0, tokens)
+    law, sorted_law = laws.law(0), Marginal.from_samples(tokens)
+
+    assert (law.num_samples, law.num_neurons) == (sorted_law.num_samples, sorted_law.num_neurons)
+    for value in (-3.0, -0.0, 0.0, 0.1, 3.5, torch.inf):
+        x = torch.full((3,), value)
+        assert torch.equal(law.cdf(x), sorted_law.cdf(x))
+        assert torch.equal(law.cdf_below(x), sorted_law.cdf_below(x))
 
 
 def test_one_token_is_kept_however_small_the_room() -> None:
     laws = TokenLaws([4], most_bytes=0)
     laws(0, torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 9.0, 3.0, 4.0]]))
 
-    assert laws.law(0).lows.tolist() == [[0.0, 1.0, 1.0], [2.0, 2.0, 9.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0]]
+    assert laws.law(0).values.tolist() == [[1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 3.0, 4.0], [1.0, 9.0, 3.0, 4.0]]
 
 
 def test_what_is_kept_is_a_copy() -> None:
