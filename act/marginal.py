@@ -228,6 +228,15 @@ class Marginal:
         """Returns the share of each neuron's samples that are less than `x`, as `cdf` does."""
         return self._share(x, "left")
 
+    def share(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Returns the share of each neuron's samples that lie in ``[low, high]``, ends included, `[neurons]`, float64.
+
+        Args:
+            low: `[neurons]`.
+            high: `[neurons]`, none below `low`.
+        """
+        return self.cdf(high) - self.cdf_below(low)
+
     def cdf_bounds(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns what the share of samples that are at most `x` is at least and at most, both as `cdf` does."""
         if self.is_exact:

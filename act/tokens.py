@@ -38,16 +38,15 @@ class TokenSample:
         """Number of neurons."""
         return self.values.shape[1]
 
-    def cdf(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the share of each neuron's tokens that are at most `x`, `[neurons]`, float64."""
-        return self._share(self.values.clone().le_(x))
+    def share(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Returns the share of each neuron's tokens that lie in ``[low, high]``, ends included, `[neurons]`, float64.
 
-    def cdf_below(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the share of each neuron's tokens that are less than `x`, `[neurons]`, float64."""
-        return self._share(self.values.clone().lt_(x))
-
-    def _share(self, ones: torch.Tensor) -> torch.Tensor:
-        return ones.sum(dim=0, dtype=torch.float64) / len(ones)
+        Args:
+            low: `[neurons]`.
+            high: `[neurons]`, none below `low`.
+        """
+        inside = self.values.clamp(low, high).eq_(self.values)
+        return inside.sum(dim=0, dtype=torch.float64) / len(inside)
 
 
 #: What is known of single tokens: a law, or some of them.

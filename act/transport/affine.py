@@ -93,6 +93,8 @@ class TransportMap(AbstractMap):
 
         Its error is ``|s|`` times that of the map, plus what float32 adds to a blend of two.
         """
+        if strength == 1:
+            return self
         error = self.error * abs(strength) if strength else torch.zeros_like(self.error)
         return TransportMap(*_blend(self.scale, self.shift, strength), self.low, self.high, error)
 
@@ -255,6 +257,8 @@ def _blend(scale: torch.Tensor, shift: torch.Tensor, strength: float) -> tuple[t
 
     This is ``1 + strength * (scale - 1)``, written so that a tiny scale is not lost beside 1.
     """
+    if strength == 1:
+        return scale, shift
     return scale * strength + (1 - strength), shift * strength
 
 

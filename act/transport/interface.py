@@ -99,4 +99,4 @@ class AbstractMap(ABC):
 
     def transported(self, law: TokenLaw) -> torch.Tensor:
         """Returns the share of a law that lies inside the support of each neuron, `[neurons]`, float64."""
-        return law.cdf(self.high) - law.cdf_below(self.low)
+        return law.share(self.low, self.high)

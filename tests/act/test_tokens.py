@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,10 +50,12 @@ def test_shares_are_those_of_the_law_of_the_same_tokens(rows: list[list[float]])
     law, sorted_law = laws.law(0), Marginal.from_samples(tokens)
 
     assert (law.num_samples, law.num_neurons) == (sorted_law.num_samples, sorted_law.num_neurons)
-    for value in (-3.0, -0.0, 0.0, 0.1, 3.5, torch.inf):
-        x = torch.full((3,), value)
-        assert torch.equal(law.cdf(x), sorted_law.cdf(x))
-        assert torch.equal(law.cdf_below(x), sorted_law.cdf_below(x))
+    ends = [-torch.inf, -3.0, -0.0, 0.0, 0.1, 3.5, torch.inf]
+    for low, high in itertools.combinations_with_replacement(ends, 2):
+        interval = torch.full((3,), low), torch.full((3,), high)
+        inside = (tokens >= low) & (tokens <= high)
+        assert torch.equal(law.share(*interval), inside.double().mean(dim=0))
+        torch.testing.assert_close(sorted_law.share(*interval), law.share(*interval))
 
 
 def test_one_token_is_kept_however_small_the_room() -> None:
