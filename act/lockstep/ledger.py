@@ -1,6 +1,6 @@
 """Which tensors a suspended forward keeps alive: every storage that its operations made and that has not died."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 from weakref import ref
@@ -37,16 +37,18 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     tensors without a storage of their own, such as sparse ones, nor what tensor subclasses wrap.
 
     Args:
-        emptied: Identities of storages that hold no bytes for now.
+        emptied: Storages that hold no bytes for now, by identity.
         refill: Gives one of them its bytes back, before an operation is given it.
     """
 
     #: Operators that call functions, such as ``cond``, are operations like others.
     supports_higher_order_operators = True
 
-    def __init__(self, emptied: Collection[int] = (), refill: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, emptied: Mapping[int, object] | None = None, refill: Callable[[int], None] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._emptied, self._refill = emptied, refill
+        self._emptied, self._refill = {} if emptied is None else emptied, refill
         self._made: dict[int, dict[int, StorageWeakRef]] = {}
         self._running: dict[int, StorageWeakRef] = {}
         self._num_operations = 0
@@ -103,19 +105,17 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Runs one operation and notes what it made."""
-        if self._emptied and self._refill is not None:
-            for storage in _storages((args, kwargs)):
-                if key(storage) in self._emptied:
-                    self._refill(key(storage))
+        given = {key(storage) for storage in _storages((args, kwargs))}
+        if self._refill is not None:
+            for needed in given & self._emptied.keys():
+                self._refill(needed)
         if not self._begun:
             self._begun, self._runners[self._passage] = True, ref(getcurrent())
         output = func(*args, **(kwargs or {}))
-        new = {key(storage): storage for storage in _storages((output,)) if key(storage) not in self._running}
-        if new:
-            given = {key(storage) for storage in _storages((args, kwargs))}
-            for made, storage in new.items():
-                if made not in given:
-                    self._running[made] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        for storage in _storages((output,)):
+            made = key(storage)
+            if made not in given and made not in self._running:
+                self._running[made] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self._num_operations += 1
         if self._num_operations % _FORGET == 0:
             _forget_dead(self._running)
@@ -182,13 +182,17 @@ def _forget_dead(references: dict[int, StorageWeakRef]) -> dict[int, StorageWeak
     return references
 
 
-def _storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
-    """Yields the storages of all tensors in the arguments or results of an operation, however nested."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if has_storage(value):
-                yield value.untyped_storage()
-        elif isinstance(value, list | tuple):
-            yield from _storages(value)
-        elif isinstance(value, dict):
-            yield from _storages(value.values())
+def _storages(values: Iterable[Any]) -> list[torch.UntypedStorage]:
+    """Returns the storages of all tensors in the arguments or results of an operation, however nested."""
+    found: list[torch.UntypedStorage] = []
+    waiting = [values]
+    while waiting:
+        for value in waiting.pop():
+            if isinstance(value, torch.Tensor):
+                if has_storage(value):
+                    found.append(value.untyped_storage())
+            elif isinstance(value, list | tuple):
+                waiting.append(value)
+            elif isinstance(value, dict):
+                waiting.append(value.values())
+    return found

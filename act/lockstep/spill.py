@@ -167,10 +167,15 @@ class _Emptied:
     slot: int
 
 
+#: What every module has and what holds no tensors, such as its hooks: most of what modules keep.
+_TENSORLESS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers"}
+
+
 def kept_by(modules: Iterable[nn.Module]) -> set[int]:
     """Returns the identities of the storages of all tensors that modules keep now, however nested in containers."""
     found: set[int] = set()
-    waiting: list[Any] = [vars(module) for module in modules]
+    own: list[Any] = [value for module in modules for name, value in vars(module).items() if name not in _TENSORLESS]
+    waiting: list[Any] = [own]
     seen: set[int] = set()
     while waiting:
         kept = waiting.pop()
