@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import machine
 from pipeline.errors import BatchMemoryError
@@ -118,6 +119,12 @@ class Extractor:
         """
         return self._ledger.find(unit) or self._extract(unit, self.as_before(unit, treatment))
 
+    def rehearse(self, unit: Unit, treatment: Treatment = _PLAIN) -> Receipt:
+        """Runs one unit as `extract` does, and returns its receipt, but counts, stores and commits nothing."""
+        begin = time.perf_counter()
+        ran = self._run(unit, self.prompts(unit), self.as_before(unit, treatment), counts=False)
+        return self._receipt(unit, ran, (), begin)
+
     def probe(self, probe: Probe) -> None:
         """Runs one micro-batch with some prompts alone. That it comes back is the answer."""
         self.forward.probe(self.prompts(probe.unit), probe.unit.start, probe)
@@ -142,19 +149,18 @@ class Extractor:
             ran: What they left.
             begin: When the unit began, by `time.perf_counter`.
         """
-        treatment = ran.treatment
-        num_tokens = np.array(ran.packed.num_tokens, np.int64)
-        num_tokens[[one.row - unit.start for one in ran.lost]] = 0
-        outputs = tuple(self._write(unit, ran, num_tokens))
-        receipt = Receipt(
+        return self._ledger.commit(unit, self._receipt(unit, ran, tuple(self._write(unit, ran)), begin))
+
+    def _receipt(self, unit: Unit, ran: Ran, outputs: tuple[Output, ...], begin: float) -> Receipt:
+        return Receipt(
             plan=self._plan.fingerprint,
             model=self.forward.fingerprint,
             side=unit.side,
             unit=unit.index,
-            attempt=treatment.attempt,
+            attempt=ran.treatment.attempt,
             origin="",
             num_prompts=unit.num_prompts,
-            tokens=packed_tokens(num_tokens),
+            tokens=packed_tokens(_counted(unit, ran)),
             num_truncated=ran.packed.num_truncated,
             quarantined=ran.lost,
             splits=_splits(ran),
@@ -164,12 +170,11 @@ class Extractor:
             worker=os.getpid(),
             peak_memory=machine.peak_memory(),
         )
-        return self._ledger.commit(unit, receipt)
 
-    def _run(self, unit: Unit, prompts: Sequence[str | None], treatment: Treatment) -> Ran:
+    def _run(self, unit: Unit, prompts: Sequence[str | None], treatment: Treatment, *, counts: bool = True) -> Ran:
         """Runs a unit until nothing more is to be masked or split; from its start each time, for sinks have counted."""
         while True:
-            tokens = self._token_sketches(unit)
+            tokens = self._token_sketches(unit) if counts else None
             start = time.perf_counter()
             try:
                 packed, block = self.forward.run(
@@ -200,14 +205,14 @@ class Extractor:
 
         return note
 
-    def _write(self, unit: Unit, ran: Ran, num_tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[Output]:
+    def _write(self, unit: Unit, ran: Ran) -> Iterator[Output]:
         """Writes what a unit leaves, and yields what the receipt says of each file."""
         if self._plan.kept(unit.side) != "none":
             data = self._activations.encode(unit, ran.block)
             yield self._ledger.publish(unit, "activations", self._activations.shard(unit), data)
         for law in LAWS:
             if self._plan.sketches(law, unit):
-                kept = kept_rows(num_tokens, self._plan.rows_per_prompt)
+                kept = kept_rows(_counted(unit, ran), self._plan.rows_per_prompt)
                 sketches = ran.tokens if law == "tokens" else self._sketcher.pooled(law, ran.block, kept)
                 assert sketches is not None, "the tokens were sketched"
                 data = self._sketches.encode(law, unit.index, self._sketcher.words(law, sketches))
@@ -252,6 +257,13 @@ def lighter(treatment: Treatment, unit: Unit, failure: BatchMemoryError) -> Trea
     parts[failure.batch] = 2 * max(treatment.parts, parts.get(failure.batch, 1))
     splits = tuple(Split(batch, count) for batch, count in sorted(parts.items()))
     return dataclasses.replace(treatment, splits=splits)
+
+
+def _counted(unit: Unit, ran: Ran) -> NDArray[np.int64]:
+    """Returns how many tokens of each prompt count, `[prompts]`."""
+    num_tokens = np.array(ran.packed.num_tokens, np.int64)
+    num_tokens[[one.row - unit.start for one in ran.lost]] = 0
+    return num_tokens
 
 
 def _splits(ran: Ran) -> tuple[Split, ...]:

@@ -25,7 +25,8 @@ class RaySteppers(AbstractSteppers):
     """An actor for each share of the source's units. Values and maps go from actor to actor, not through the driver.
 
     An actor that dies, or does not come to a site in time, is replaced by one that takes its units through the maps so
-    far; the others stay where they are.
+    far; the others stay where they are. Where that happens again and again, the units of that place are rehearsed one
+    by one, and the fit begins anew without the prompts that end workers.
 
     Args:
         ray: Ray.
@@ -33,10 +34,21 @@ class RaySteppers(AbstractSteppers):
         plan: The plan.
         uri: Where the run lies.
         deadline: Seconds in which an actor has to answer a call: all its units come through a part of the model.
+        rehearse: Runs units one by one, and returns whether something was found, and written down, with which they
+            survive. There are no actors while it runs.
     """
 
-    def __init__(self, ray: Any, berths: Berths, plan: Plan, uri: str, deadline: float) -> None:  # noqa: ANN401
-        self._ray, self._plan, self._deadline = ray, plan, deadline
+    def __init__(
+        self,
+        ray: Any,  # noqa: ANN401
+        berths: Berths,
+        plan: Plan,
+        uri: str,
+        deadline: float,
+        rehearse: Callable[[Sequence[Unit]], bool],
+    ) -> None:
+        self._ray, self._attempts, self._deadline = ray, plan.spec["failures"]["attempts"], deadline
+        self._rehearse = rehearse
         self._most, self._here = berths.num_workers, berths.address == "local"
         self._actor, self._arguments = ray.remote(Stepper).options(**berths.options), (plan, uri)
         self._places: list[_Place] = []
@@ -135,16 +147,33 @@ class RaySteppers(AbstractSteppers):
         """Ends the actors that are gone, or do not answer, so that others begin with their shares.
 
         Raises:
-            WorkerLostError: That happened too often.
+            BeginAnew: Something was found with which units survive.
+            WorkerLostError: That happened too often, and no prompt is to blame.
         """
         pings = {place.actor.ready.remote(): place for place in self._places if place.actor is not None}
         there, late = self._ray.wait(list(pings), num_returns=len(pings), timeout=self._deadline)
         lost = [pings[ref] for ref in late] + [pings[ref] for ref in there if not self._answers(ref)]
         self._num_losses += max(1, len(lost))
-        if self._num_losses >= self._plan.spec["failures"]["attempts"] * len(self._places):
-            raise WorkerLostError("the source, on its way from site to site,", self._num_losses, "died or hung")
         for place in lost:
             self._end(place)
+        if any(place.num_losses >= self._attempts for place in lost):
+            self._search([unit for place in lost for unit in place.share])
+        if self._num_losses >= self._attempts * len(self._places):
+            raise WorkerLostError("the source, on its way from site to site,", self._num_losses, "died or hung")
+
+    def _search(self, units: Sequence[Unit]) -> None:
+        """Searches units for prompts that end workers, with all actors out of the way.
+
+        Raises:
+            BeginAnew: Something was found.
+        """
+        for place in self._places:
+            if place.actor is not None:
+                self._end(place)
+            place.num_losses = 0
+        if self._rehearse(units):
+            self._num_losses = 0
+            raise BeginAnew(())
 
     def _answers(self, ref: Any) -> bool:  # noqa: ANN401
         try:
@@ -161,15 +190,17 @@ class RaySteppers(AbstractSteppers):
         self._ray.kill(place.actor)
         place.actor = place.pid = None
         place.begun = False
+        place.num_losses += 1
 
 
 @final
 @dataclass(eq=False)
 class _Place:
-    """Where an actor is: the actor, its process, its share, whether it began, and how many maps it was told."""
+    """Where an actor is: the actor, its process, its share, whether it began, how many maps it was told, its losses."""
 
     actor: Any = None
     pid: int | None = None
     share: dict[Unit, Treatment] = field(default_factory=dict)
     begun: bool = False
     num_told: int = 0
+    num_losses: int = 0

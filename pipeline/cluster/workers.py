@@ -9,6 +9,7 @@ from pipeline.cluster.connect import connected
 from pipeline.cluster.crew import Berths, RayCrew
 from pipeline.cluster.reducers import RayReducers
 from pipeline.errors import ClusterError
+from pipeline.pieces import Pieces
 from pipeline.quarantine import RunRecords
 from pipeline.reduce import shares
 from pipeline.scheduling import Policy, Scheduler
@@ -108,11 +109,26 @@ class RayWorkers(AbstractWorkers):
         self._inside[0].dismiss()
         units = -(-self._plan.num_units("source") // self._berths.num_workers)
         deadline = self._policy.deadline or self._policy.first_deadline
-        steppers = RaySteppers(self._ray, self._berths, self._plan, self._uri, deadline * units)
+        steppers = RaySteppers(self._ray, self._berths, self._plan, self._uri, deadline * units, self._rehearse)
         try:
             yield steppers
         finally:
             steppers.close()
+
+    def _rehearse(self, units: Sequence[Unit]) -> bool:
+        """Runs units one by one, and returns whether something was found with which they are to be treated."""
+        from pipeline.sequential.rehearsal import Rehearser  # with the actors' other imports
+
+        records, pieces = self._records, Pieces(storage_at(self._uri))
+        before = [(records.known(unit), pieces.known(unit)) for unit in units]
+        crew = RayCrew(self._ray, self._berths, Rehearser, (self._plan, self._uri))
+        try:
+            for receipt in Scheduler(crew, records, self._policy).run(units):
+                if receipt.splits:
+                    pieces.remember(receipt.of(self._plan.unit_size), receipt.splits)
+        finally:
+            crew.close()
+        return before != [(records.known(unit), pieces.known(unit)) for unit in units]
 
     def fold(self, receipt: Receipt) -> None:
         """Hands a unit to every reducer."""

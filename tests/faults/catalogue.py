@@ -29,7 +29,7 @@ _SHARD = _of("corruption", "32_to_36_a_shard_is_damaged")
 _FOLD = _of("corruption", "32_to_36_a_fold_is_damaged_and_its_units_are_gone")
 _CHANGED = _of("input", "50_51_what_the_run_rests_on_changed")
 _SWEEP = _of("sweep", "a_run_killed_or_refused_at_some_of_its_operations_goes_on_to_the_same_bits", "every_operation")
-_PROMPT = _of("ray", "46_47_a_prompt_ends_or_hangs_its_worker")
+_PROMPT = _of("ray", "46_47_a_prompt_ends_or_hangs_its_worker", "46_47_a_prompt_ends_or_hangs_whoever_steps")
 
 CATALOGUE: dict[int, Entry] = {
     1: Entry("a worker dies before any write", _of("processes", "01_killed_before_any_write_of_a_unit") + _DIES),

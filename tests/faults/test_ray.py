@@ -191,6 +191,23 @@ def test_46_47_a_prompt_ends_or_hangs_its_worker(llama, trials, cache, tmp_path,
     check_complete(tmp_path / "run", tmp_path / "other")
 
 
+@pytest.mark.parametrize(("number", "does"), [(46, "kill"), (47, "hang")])
+def test_46_47_a_prompt_ends_or_hangs_whoever_steps(llama, trials, cache, tmp_path, number, does):
+    """It waits among many in a sequential fit: its unit is rehearsed alone, and the fit begins anew without it."""
+    spoilt = [*MANY[:7], f"no {MARK}"]
+    allowed, files = {"quarantine_at_most": 0.1, "lease": 60.0}, {"source.txt": spoilt, "target.txt": OTHERS[:8]}
+    how = {"law": {"kind": "sketch"}, "estimation": "sequential"}
+    spec = write_spec(tmp_path / "spec", llama, failures=allowed | {"deadline": 6.0}, **WORKERS, **how, **files)
+    token = mark_token(llama)
+    done = cluster.fit(spec, tmp_path / "run", cache, Fault("forward", does, last=0, match=token), seconds=390)
+    assert done.code == 0, done
+    lost = [one for receipt in found(tmp_path / "run") for one in receipt.quarantined]
+    assert [one.row for one in lost] == [7], lost
+    like = write_spec(tmp_path / "like", llama, failures=allowed, **how, **files)
+    assert trials.fit(like, tmp_path / "other", Fault("forward", "nan", last=0, match=token)).code == 0
+    check_complete(tmp_path / "run", tmp_path / "other")
+
+
 def test_49_too_many_prompts_end_their_workers(llama, cache, tmp_path):
     """Exit code 65 and the list."""
     spoilt = [f"no {MARK}", *SOURCES]

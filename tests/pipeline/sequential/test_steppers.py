@@ -3,7 +3,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.errors import DamagedRunError, WorkerLostError
 from pipeline.plan import read_plan
 from pipeline.sequential.drive import SequentialFit
 from pipeline.storage import LocalStorage
+from schemas.plan import Unit
 from schemas.site_map import SiteMap
 from tests.jobs.runs import run
 from tests.models import tiny_llama
@@ -52,12 +53,17 @@ def step_through(
     ray: Any, storage: LocalStorage, workers: int, on_site: Callable[[RaySteppers], None], deadline: float = 300.0
 ) -> None:
     """Fits a run on actors; `on_site` is called after each site."""
-    steppers = RaySteppers(ray, Berths("local", workers, 1, 0), read_plan(storage), storage.uri, deadline)
+    steppers = RaySteppers(ray, Berths("local", workers, 1, 0), read_plan(storage), storage.uri, deadline, none_found)
     try:
         receipts = list(SequentialFit(storage, read_plan(storage), steppers).run(lambda: on_site(steppers)))
     finally:
         steppers.close()
     assert [receipt.unit for receipt in receipts] == list(range(5))
+
+
+def none_found(units: Sequence[Unit]) -> bool:
+    """A rehearsal that every unit survives."""
+    return False
 
 
 def harm_stepper(steppers: RaySteppers, place: int, number: int) -> None:
@@ -106,7 +112,7 @@ def test_a_stepper_that_dies_or_hangs_is_replaced_and_takes_its_units_through_th
 
 def test_a_stepper_that_dies_while_units_are_stored_loses_no_receipt(ray, half, finished):
     """It is killed after the last site; the others have stored theirs, and say so again."""
-    steppers = RaySteppers(ray, Berths("local", 2, 1, 0), read_plan(half), half.uri, 300.0)
+    steppers = RaySteppers(ray, Berths("local", 2, 1, 0), read_plan(half), half.uri, 300.0, none_found)
     fit, ends = steppers.fit, len(maps(finished))
 
     def last(treated: str, sites: tuple[int, ...], *, ends: bool) -> list[SiteMap]:
