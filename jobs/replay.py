@@ -190,6 +190,8 @@ def _difference(card: Card, plan: Plan) -> str:
     sites = [(site.hookpoint, site.module_type, site.width) for site in card.sites]
     if [(site.hookpoint, site.module_type, site.width) for site in plan.sites] != sites:
         return "its hookpoints are other modules now; wanted the version of the model's code that it was fitted with"
+    if plan.start:
+        return "its plan is another one now; wanted the steer that it started from, and the actmap that fitted it"
     return "its plan is another one now; take the version of actmap that fitted it"
 
 

@@ -14,6 +14,7 @@ from pipeline.disk import Disk
 from pipeline.errors import DamagedRunError
 from pipeline.fit import fit as fit_maps
 from pipeline.folder import LEASE, TIMINGS, RunFolder
+from pipeline.former import former_of
 from pipeline.laws import Laws
 from pipeline.layout import lay_out
 from pipeline.lease import Lease
@@ -242,7 +243,13 @@ class Start:
             raise DamagedRunError(self._storage.place("receipts"), problem, REPAIR)
         laws = Laws(self._storage, self._plan)
         with self._stages.stage("fit", len(self._plan.sites), 0, "sites"):
-            steer = fit_maps(self._plan, laws, self._tally, lambda: self._stages.advance("fit", 1))
+            steer = fit_maps(
+                self._plan,
+                laws,
+                self._tally,
+                lambda: self._stages.advance("fit", 1),
+                former_of(self._storage, self._plan),
+            )
         if self._plan.sequential:
             check_maps(self._storage, self._plan, steer)
         self._tell_misfits(laws)

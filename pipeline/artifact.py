@@ -70,7 +70,7 @@ def find(storage: AbstractStorage, plan: Plan | None = None) -> Steer | None:
     if not storage.keys(key):
         raise DamagedRunError(storage.place(CURRENT), f"it names {key}, which is not there", REPAIR)
     try:
-        steer = _load(storage, key)
+        steer = load_at(storage, key)
     except (SteerFileError, SteerNotFoundError) as exc:
         raise DamagedRunError(place, str(exc), REPAIR) from exc
     if steer.card.checksum[:NAME] != key.removeprefix(f"{STEERS}/"):
@@ -110,7 +110,13 @@ def link(storage: AbstractStorage) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _load(storage: AbstractStorage, key: str) -> Steer:
+def load_at(storage: AbstractStorage, key: str) -> Steer:
+    """Returns the steer in a folder of a storage, as `act.steer.load` does.
+
+    Raises:
+        SteerNotFoundError: There is no such folder, or it holds no card or no tensors.
+        SteerFileError: It is not as it was written.
+    """
     if isinstance(storage, LocalStorage):
         return load(storage.root / key)
     with tempfile.TemporaryDirectory() as folder:

@@ -303,6 +303,23 @@ class LockstepPlanError(InputError):
         )
 
 
+class FormerSteerError(InputError):
+    """A sequential fit cannot start from a steer.
+
+    Args:
+        place: Where it lies.
+        found: What it has.
+        wanted: What was wanted.
+    """
+
+    def __init__(self, place: str, found: str, wanted: str) -> None:
+        super().__init__(place, found, wanted)
+        self.place, self.found, self.wanted = place, found, wanted
+
+    def __str__(self) -> str:
+        return f"estimation.start: found {self.found} in {self.place}; wanted {self.wanted}"
+
+
 class PairsPlanError(InputError):
     """The sides of ``actadd`` are no contrast pairs."""
 

@@ -26,6 +26,7 @@ def fit(
     laws: Laws,
     tally: Tally,
     on_site: Callable[[], None] = lambda: None,
+    former: Steer | None = None,
 ) -> Steer:
     """Returns the steer of a run whose units are all done. A site a core is in memory.
 
@@ -34,6 +35,7 @@ def fit(
         laws: Its laws.
         tally: What the receipts of all units say together.
         on_site: Called after each site.
+        former: The steer whose maps, and lines of the card, are taken over as they are.
 
     Raises:
         NothingLeftError: Every prompt of a side is quarantined.
@@ -44,8 +46,13 @@ def fit(
     chosen = _chosen(plan, laws, transport.select)
     maps: dict[str, AbstractMap] = {}
     lines: list[SiteCard] = []
+    taken = (
+        {} if former is None else {line.hookpoint: (former.maps[line.hookpoint], line) for line in former.card.sites}
+    )
 
     def fit_one(number: int) -> tuple[AbstractMap, SiteCard]:
+        if plan.sites[number].hookpoint in taken:
+            return taken[plan.sites[number].hookpoint]
         source, target = laws.marginal("source", number), laws.marginal("target", number)
         samples = _samples(laws, number) if transport.method == "iti-probe" else None
         found = SiteLaws(source, target, laws.tokens(number), samples, laws.misfits(number).left)

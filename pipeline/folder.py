@@ -33,6 +33,9 @@ REPORT, REPORT_CHECKSUM = "report.html", "report.html.sha256"
 #: The maps of a sequential fit, a file a site, from when they are fitted.
 SEQUENTIAL = "sequential"
 
+#: The steer that a sequential fit starts from: a copy.
+FORMER = "former"
+
 #: Folders of files that come and go.
 LEASE, CRUMBS, RUNNING = "lease", "crumbs", "running"
 

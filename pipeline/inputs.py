@@ -42,7 +42,7 @@ class Inputs:
 
     Args:
         spec: SHA-256 of the spec.
-        files: The files of its prompts and its model.
+        files: The files of its prompts, its model and the steer that it starts from.
     """
 
     spec: str
@@ -102,7 +102,13 @@ def _paths(located: Job) -> Iterator[Path]:
             yield Path(file.path)
     model = located.model
     folder = files.find_folder(model.path, model.revision, getattr(model, "gguf_file", None))
-    yield from sorted(path for path in folder.rglob("*") if path.is_file())
+    yield from _files(folder)
+    if located.estimation.start is not None:
+        yield from _files(Path(located.estimation.start).resolve())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _seen(path: Path) -> InputFile:

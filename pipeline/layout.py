@@ -4,6 +4,7 @@ import hashlib
 
 from pipeline.errors import DamagedRunError
 from pipeline.folder import SPEC, SPEC_CHECKSUM, RunFolder
+from pipeline.former import copy_former
 from pipeline.ledger import REPAIR
 from pipeline.plan import earlier_prompts
 from pipeline.prompts import Snapshot, write_snapshot
@@ -30,6 +31,7 @@ def lay_out(storage: AbstractStorage, plan: Plan, located: Job, spec: bytes) -> 
     for array in (*ActivationStore(storage, plan).arrays, *SketchStore(storage, plan).arrays):
         array.create()
     _write_with_checksum(storage, SPEC, SPEC_CHECKSUM, spec)
+    copy_former(storage, plan, located)
     folder = RunFolder(storage)
     for name in SIDES:
         key, wanted = folder.prompts(name), plan.side(name)

@@ -21,6 +21,7 @@ from pipeline.errors import (
     SampleCountError,
 )
 from pipeline.folder import LEASE, PLAN, RunFolder
+from pipeline.former import check_former
 from pipeline.ledger import REPAIR
 from pipeline.models import AbstractCheckpoint, PackingRule, Waiting, open_checkpoint
 from pipeline.prompts import Snapshot, fingerprint
@@ -104,6 +105,7 @@ def make_plan(
         disk=0,
         sketch_disk=0,
     )
+    plan = dataclasses.replace(plan, start=check_former(located, plan))
     available = job.compute.memory or machine.memory_per_worker(device, job.compute.workers)
     waiting = checkpoint.waiting(survey.sites, packing_rule(spec), device) if plan.sequential else None
     plan = dataclasses.replace(

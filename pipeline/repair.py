@@ -16,6 +16,7 @@ from pipeline import artifact
 from pipeline.errors import DamagedRunError, OtherPlanError, StorageError, StoreError
 from pipeline.folder import CURRENT, LEASE, PLAN, REPORT, REPORT_CHECKSUM, SPEC, SPEC_CHECKSUM, STEER, STEERS, RunFolder
 from pipeline.folds import Folds
+from pipeline.former import copy_former
 from pipeline.frames import write_frame
 from pipeline.layout import checksum_line
 from pipeline.ledger import REPAIR, Ledger
@@ -115,6 +116,8 @@ class _Repair:
         for array, _ in laid_out(self._storage, self._plan):
             if array.metadata_key in keys.get("layout", []):
                 self._write(array.metadata_key, array.metadata)
+        self._drop("former", keys.get("former", []))
+        copy_former(self._storage, self._plan, self._located)
         if "spec" in keys:
             self._write(SPEC_CHECKSUM, checksum_line(self._spec, SPEC))
             self._write(SPEC, self._spec)

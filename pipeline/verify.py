@@ -15,6 +15,7 @@ from pipeline.folder import (
     ACTIVATIONS,
     CRUMBS,
     CURRENT,
+    FORMER,
     INPUTS,
     LEASE,
     PLAN,
@@ -49,7 +50,7 @@ _LATER = frozenset({FRAMES, RECEIPTS, FOLDS, RUNNING, STEERS, CURRENT})
 
 _KNOWN = _LATER | {
     *(PLAN, SPEC, SPEC_CHECKSUM, REPORT, REPORT_CHECKSUM, TIMINGS, INPUTS, STEER, LEASE),
-    *(ACTIVATIONS, SKETCHES, CRUMBS, QUARANTINE, SPLITS, SEQUENTIAL, PROMPTS),
+    *(ACTIVATIONS, SKETCHES, CRUMBS, QUARANTINE, SPLITS, SEQUENTIAL, PROMPTS, FORMER),
 }
 
 Section = tuple[str, Kind, Callable[[], Iterator[Damage]]]
@@ -114,6 +115,7 @@ class _Run:
         """Yields what is wrong, part by part; a part that cannot be gone through is wrong as a whole."""
         parts: list[Section] = [
             (SPEC, "spec", partial(self._texts.damages, laid_out=self._laid_out)),
+            (FORMER, "former", partial(self._steers.former, wanted=self._laid_out)),
             (PROMPTS, "prompts", partial(self._prompts.damages, wanted=self._laid_out)),
             (FOLDS, "fold", self._folds.damages),
             (RECEIPTS, "receipt", partial(self._units.damages, self._lacking)),

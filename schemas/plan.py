@@ -219,6 +219,7 @@ class Plan:
         memory: Peak bytes of a worker and of a reducer.
         disk: Bytes of the activation store when every unit is written; 0 when it keeps none.
         sketch_disk: About the bytes of the sketches of units that are kept at once.
+        start: Checksum of the card of the steer that a sequential fit starts from; empty where it starts from none.
     """
 
     version: Literal[1]
@@ -235,6 +236,7 @@ class Plan:
     memory: Memory
     disk: int
     sketch_disk: int
+    start: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -245,6 +247,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The parts of the plan that change the numbers, by name."""
         spec = {key: self.spec[key] for key in ("template", "pooling", "estimation", "transport")}
+        if isinstance(spec["estimation"], Mapping):
+            spec["estimation"] = {"blocks": self.blocks, "start": self.start}
         compute = {key: self.spec["compute"][key] for key in ("max_tokens", "unit_size", "batch_tokens")}
         places = {"path", "gguf_file", "revision"}
         settings = {key: value for key, value in self.spec["model"].items() if key not in places}
@@ -292,8 +296,10 @@ class Plan:
     @property
     def estimation(self) -> str:
         """The estimation in words, as on a card."""
-        estimation = self.spec["estimation"]
-        return f"sequential in {estimation['blocks']} blocks" if isinstance(estimation, Mapping) else str(estimation)
+        if not self.sequential:
+            return "simultaneous"
+        blocks = "" if self.blocks is None else f" in {self.blocks} blocks"
+        return f"sequential{blocks}{', from a former steer' if self.start else ''}"
 
     @property
     def sequential(self) -> bool:

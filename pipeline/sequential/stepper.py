@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -16,9 +16,11 @@ from act.errors import SiteVisitError
 from act.hookpoint import modules_of
 from act.lockstep import Lockstep, Passage
 from act.lockstep.spill import Spill
+from act.steer import Steer
 from pipeline import machine
 from pipeline.errors import BatchMemoryError
 from pipeline.extract import Extractor, lighter
+from pipeline.former import former_of
 from pipeline.laws import Laws
 from pipeline.models import AbstractModel, MicroBatch
 from pipeline.sequential.part import Part, fit_parts, merged
@@ -75,7 +77,7 @@ class Stepper:
     """
 
     def __init__(self, plan: Plan, uri: str, extractor: Extractor | None = None) -> None:
-        storage = storage_at(uri)
+        self._storage = storage = storage_at(uri)
         self._plan, self._extractor = plan, extractor or Extractor(plan, uri)
         self._log, self._laws = SiteMaps(storage, plan), Laws(storage, plan)
         self._treatments: dict[Unit, Treatment] = {}
@@ -105,6 +107,10 @@ class Stepper:
         """
         self._treatments, self._receipts, self._begun = dict(treatments), None, time.perf_counter()
         self._start(known)
+
+    @cached_property
+    def _former(self) -> Steer | None:
+        return former_of(self._storage, self._plan)
 
     def step(self, sites: tuple[int, ...], known: Sequence[SiteMap] = (), *, ends: bool = False) -> News:
         """Takes all units up to some sites.
@@ -151,15 +157,21 @@ class Stepper:
         return Part(None, sketch, tokens)
 
     def fit(self, treated: str, site: int, *parts: Part) -> SiteMap:
-        """Fits a site on what all steppers have there, writes its map down, and returns it.
+        """Fits a site on what all steppers have there, or takes over the map that it has in the steer to start from.
+
+        The map is written down, and returned.
 
         Args:
             treated: What names how units are treated.
             site: The site.
             parts: What `part` gave, of all steppers in the order of their units.
         """
-        with machine.threads(1):
-            fitted = fit_parts(self._plan, self._laws, site, parts)
+        name = self._plan.sites[site].hookpoint
+        if self._former is not None and name in self._former.maps:
+            fitted = self._former.maps[name]
+        else:
+            with machine.threads(1):
+                fitted = fit_parts(self._plan, self._laws, site, parts)
         written = site_map(self._plan, treated, site, fitted, self._frames[site])
         self._log.write(written)
         return written

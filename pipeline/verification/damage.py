@@ -8,7 +8,19 @@ from schemas.receipt import Receipt
 
 #: What a file is, for whoever mends it. A run can do without a ``note``; what is ``unknown`` is no part of it.
 Kind = Literal[
-    "plan", "spec", "report", "layout", "prompts", "frame", "receipt", "output", "fold", "note", "steer", "unknown"
+    "plan",
+    "spec",
+    "report",
+    "layout",
+    "prompts",
+    "frame",
+    "receipt",
+    "output",
+    "fold",
+    "note",
+    "former",
+    "steer",
+    "unknown",
 ]
 
 

@@ -8,11 +8,11 @@ from typing import final
 
 from act.steer import CARD, README, TENSORS, readme
 from pipeline import artifact
-from pipeline.folder import CURRENT, STEER, STEERS
+from pipeline.folder import CURRENT, FORMER, STEER, STEERS
 from pipeline.storage import LocalStorage
 from pipeline.tally import Tally
 from pipeline.verification.audit import other_counts
-from pipeline.verification.damage import Damage
+from pipeline.verification.damage import Damage, Kind
 from pipeline.verification.look import MISSING, OTHER_BYTES, Look, Wrong, attempt, unknown
 from schemas import record
 from schemas.card import Card
@@ -31,10 +31,13 @@ class SteerFiles:
         look: How files are looked at.
         prefix: What their keys begin with.
         ask: Asks more of the card than that it is as it was written.
+        kind: What kind of damage it is.
     """
 
-    def __init__(self, look: Look, prefix: str, ask: Callable[[Card], None] = lambda card: None) -> None:
-        self._look, self._storage, self._prefix, self._ask = look, look.storage, prefix, ask
+    def __init__(
+        self, look: Look, prefix: str, ask: Callable[[Card], None] = lambda card: None, kind: Kind = "steer"
+    ) -> None:
+        self._look, self._storage, self._prefix, self._ask, self._kind = look, look.storage, prefix, ask, kind
         self._card: Card | None = None
 
     def damages(self) -> Iterator[Damage]:
@@ -43,7 +46,7 @@ class SteerFiles:
             key = self._prefix + name
             problem = self._look.problem(key, partial(look, key))
             if problem is not None:
-                yield Damage(key, problem, None, "steer")
+                yield Damage(key, problem, None, self._kind)
 
     def _read_card(self, key: str) -> None:
         data = self._look.small(key)
@@ -94,6 +97,22 @@ class Steers:
             yield from self._steer(folder, [key for key in keys if key.startswith(f"{folder}/") or key == folder])
         if isinstance(self._storage, LocalStorage):
             yield from self._link(self._storage, CURRENT if problem is not None else None)
+
+    def former(self, *, wanted: bool) -> Iterator[Damage]:
+        """Yields what is wrong with the copy of the steer that the run starts from.
+
+        Args:
+            wanted: Whether the run is laid out, so that one must be there if the plan has one.
+        """
+        keys = self._storage.keys(FORMER)
+        if self._plan.start and (wanted or keys):
+            yield from SteerFiles(self._look, f"{FORMER}/", self._ask_former, "former").damages()
+            keys = [key for key in keys if key.removeprefix(f"{FORMER}/") not in FILES]
+        yield from unknown(keys)
+
+    def _ask_former(self, card: Card) -> None:
+        if card.checksum != self._plan.start:
+            raise Wrong("it is not the steer that the plan starts from")
 
     def _read_current(self) -> None:
         self._counts = artifact.current(self._storage)

@@ -35,7 +35,7 @@ def _read_bytes(value: object) -> object:
 _SLUG = "a letter or digit, then at most 99 letters, digits, dots, dashes or underscores"
 _BYTES = "bytes: a whole number above 0, or like 20GiB (KiB MiB GiB TiB KB MB GB TB)"
 _LAW = "auto, exact, sketch, or a section with keys of kind, precision, misfits"
-_ESTIMATION = "simultaneous, sequential, or a section with keys of kind, blocks"
+_ESTIMATION = "simultaneous, sequential, or a section with keys of kind, blocks, start"
 _DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,4})?)$"
 Version = Annotated[int, Field(strict=True, ge=1, le=1, description="1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description=_SLUG)]
@@ -52,10 +52,13 @@ class Estimation(Section):
         kind: ``simultaneous`` takes those of the model as it is, ``sequential`` those that the maps before have moved.
         blocks: Into how many groups of sites a sequential fit is parted, each of them fitted simultaneously and with a
             forward of its own; None fits every site by itself, in one forward in all.
+        start: Folder of a steer whose maps a sequential fit takes over as they are; the sites that it lacks are fitted
+            on what these move.
     """
 
     kind: Literal["simultaneous", "sequential"] = "simultaneous"
     blocks: Count | None = None
+    start: TextOrNone = None
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +67,7 @@ class Estimation(Section):
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> object:
-        return self.kind if self.blocks is None else serialize(self)
+        return self.kind if self.blocks is None and self.start is None else serialize(self)
 
     @field_validator("blocks")
     @classmethod
@@ -72,6 +75,13 @@ class Estimation(Section):
         if blocks is not None and info.data.get("kind") == "simultaneous":
             raise ValueError("no blocks with 'kind: simultaneous', which fits all sites at once")
         return blocks
+
+    @field_validator("start")
+    @classmethod
+    def _is_of_a_sequential_fit(cls, start: str | None, info: ValidationInfo) -> str | None:
+        if start is not None and info.data.get("kind") == "simultaneous":
+            raise ValueError("no start with 'kind: simultaneous', whose maps do not depend on one another")
+        return start
 
 
 @final
@@ -251,7 +261,10 @@ class Job(Section):
         extends = None if self.extends is None else from_base(self.extends, base)
         laws = None if self.store.laws is None else from_base(self.store.laws, base)
         store = self.store.model_copy(update={"laws": laws})
-        return self.model_copy(update={"model": model, **sides, "extends": extends, "store": store})
+        start = None if self.estimation.start is None else from_base(self.estimation.start, base)
+        estimation = self.estimation.model_copy(update={"start": start})
+        changed = {"model": model, **sides, "extends": extends, "store": store, "estimation": estimation}
+        return self.model_copy(update=changed)
 
 
 def _is_sequential(info: ValidationInfo) -> bool:

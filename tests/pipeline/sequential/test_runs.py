@@ -19,7 +19,14 @@ from act.steer import load
 from jobs.fit import fit, plan
 from jobs.replay import replay
 from jobs.start import Fitted
-from pipeline.errors import DamagedRunError, LockstepPlanError, LossError, NothingLeftError
+from pipeline.errors import (
+    DamagedRunError,
+    FormerSteerError,
+    LockstepPlanError,
+    LossError,
+    NothingLeftError,
+    OtherPlanError,
+)
 from pipeline.extract import Extractor
 from pipeline.forward import Forward
 from pipeline.models.causal_lm import CausalLMCheckpoint, CausalLMModel
@@ -144,6 +151,85 @@ def test_blocks_of_one_site_give_the_same_bits_and_one_block_is_simultaneous(mod
     simultaneous = run(tmp_path / "simultaneous", model)
     for name, one in simultaneous.steer.maps.items():
         assert same_map(one, whole.steer.maps[name])
+
+
+def started(steer: Path, **changes: Any) -> dict[str, Any]:
+    """What makes a run start from a steer."""
+    return SEQUENTIAL | changes | {"estimation": {"kind": "sequential", "start": str(steer)}}
+
+
+@pytest.mark.parametrize("kind", ["exact", pytest.param("sketched", marks=pytest.mark.slow)])
+def test_a_run_that_starts_from_the_first_sites_of_another_gives_its_bits(model, request, tmp_path, kind):
+    """What is fitted on what the former maps move is what a fit of all sites gives there."""
+    root, law = request.getfixturevalue(kind), {} if kind == "exact" else {"law": {"kind": "sketch"}}
+    whole = load(root / "steer")
+    names = list(whole.maps)
+    first = run(tmp_path / "first", model, hookpoints=names[:2], **SEQUENTIAL | law)
+    rest = run(tmp_path / "rest", model, **started(tmp_path / "first/run/steer", **law))
+    assert rest.steer.card.estimation == "sequential, from a former steer"
+    assert rest.steer.card.sites[0] == first.steer.card.sites[0]
+    assert tensors(tmp_path / "rest/run") == tensors(root)
+    assert list(verify(LocalStorage(tmp_path / "rest/run"))) == []
+    replay(tmp_path / "rest/run/steer", tmp_path / "rest", None, tmp_path / "cache")
+
+
+def test_maps_that_are_taken_over_are_not_fitted_on_what_comes(model, exact, tmp_path):
+    """The former steer was fitted the other way round."""
+    sides = {"source": {"path": "target.txt"}, "target": {"path": "source.txt"}}
+    former = run(tmp_path / "former", model, hookpoints=["model.norm"], **sides).steer
+    steer = run(tmp_path / "rest", model, **started(tmp_path / "former/run/steer")).steer
+    for name, one in load(exact / "steer").maps.items():
+        assert same_map(steer.maps[name], former.maps[name] if name == "model.norm" else one)
+        assert same_map(steer.maps[name], one) == (name != "model.norm")
+
+
+def test_a_damaged_copy_of_the_former_steer_is_named_and_copied_again(model, exact, tmp_path):
+    here = tmp_path / "run"
+    run(tmp_path, model, **started(exact / "steer"))
+    path = here / "former/steer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert [(one.key, one.kind) for one in verify(LocalStorage(here))] == [("former/steer.safetensors", "former")]
+    fit(tmp_path / "spec.yaml", here, tmp_path / "cache", damage="repair")
+    assert path.read_bytes() == (exact / "steer/steer.safetensors").read_bytes()
+    assert list(verify(LocalStorage(here))) == []
+
+
+def test_another_steer_in_the_place_of_the_former_one_is_another_plan(model, exact, sketched, tmp_path):
+    shutil.copytree(exact / "steer", tmp_path / "former")
+    run(tmp_path, model, **started(Path("former")))
+    shutil.rmtree(tmp_path / "former")
+    shutil.copytree(sketched / "steer", tmp_path / "former")
+    with pytest.raises(OtherPlanError):
+        again(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"hookpoints": ["model.norm"]}, "found the site .* wanted one whose sites are all among the hookpoints"),
+        ({"transport": {"method": "quantile"}}, "found maps of the method linear in .*; wanted quantile maps for"),
+    ],
+)
+def test_a_steer_that_does_not_go_with_the_job_is_refused(model, exact, tmp_path, changes, problem):
+    write_spec(tmp_path, model, **changes, **started(exact / "steer"))
+    with pytest.raises(FormerSteerError, match=problem):
+        plan(tmp_path / "spec.yaml", tmp_path / "cache")
+
+
+def test_a_steer_of_other_weights_or_none_is_refused(exact, tmp_path):
+    other = {"kind": "causal-lm", "path": str(tiny_llama(tmp_path / "llama", seed=1))}
+    write_spec(tmp_path, other, **started(exact / "steer"))
+    with pytest.raises(FormerSteerError, match="found the model files"):
+        plan(tmp_path / "spec.yaml", tmp_path / "cache")
+    write_spec(tmp_path, other, **started(tmp_path / "nowhere"))
+    with pytest.raises(FormerSteerError, match="wanted a folder with a steer"):
+        plan(tmp_path / "spec.yaml", tmp_path / "cache")
+
+
+def test_a_start_belongs_to_a_sequential_fit(model, tmp_path):
+    write_spec(tmp_path, model, estimation={"kind": "simultaneous", "start": "steer"})
+    with pytest.raises(SpecError, match="no start with 'kind: simultaneous'"):
+        plan(tmp_path / "spec.yaml", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", ["exact", pytest.param("sketched", marks=pytest.mark.slow)])
