@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +23,10 @@ from pipeline import layout
 from pipeline.models.quiet import quiet
 from pipeline.plan import make_plan, settle
 from pipeline.storage import LocalStorage
+from schemas import record
 from schemas.job import Job, read_job
 from schemas.plan import Plan
+from schemas.timings import Timings
 
 STATEMENTS = Path("examples/music/statements.parquet")
 
@@ -33,6 +38,7 @@ source: {{path: {data}, column: statement, sample: {num_prompts}, seed: 1}}
 target: {{path: {data}, column: statement, sample: {num_prompts}, seed: 2}}
 hookpoints: layernorms
 pooling: mean
+estimation: {estimation}
 compute: {{workers: {workers}, threads: {threads}, max_tokens: 64, unit_size: {unit_size}}}
 """
 
@@ -49,6 +55,7 @@ class Setting:
         threads: Threads of a worker.
         model: Folder of the model; None for SmolLM2.
         data: Parquet file with a column ``statement``.
+        estimation: ``simultaneous`` or ``sequential``.
     """
 
     num_prompts: int
@@ -57,6 +64,7 @@ class Setting:
     threads: int = 1
     model: Path | None = None
     data: Path = STATEMENTS
+    estimation: str = "simultaneous"
 
     def write(self, folder: Path) -> Path:
         """Writes the spec into a folder; returns its path."""
@@ -117,3 +125,12 @@ def short_prompts(path: Path, count: int) -> Path:
     made = [" ".join(draw.choices(words, k=draw.randint(3, 6))) for _ in range(count)]
     pq.write_table(pa.table({"statement": made}), path)
     return path
+
+
+def stages_of(setting: Setting) -> dict[str, float]:
+    """Runs ``actmap fit`` as a command of its own, and returns the seconds of each stage."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    with scratch() as folder:
+        command = [sys.executable, "-m", "jobs.cli", "fit", str(setting.write(folder)), "--run", str(folder / "run")]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        return dict(record.unseal(Timings, (folder / "run" / "timings.json").read_bytes()).stages)

@@ -27,13 +27,17 @@ from act.site_fit import SiteLaws, fit_site
 from act.tokens import TokenLaws
 from act.transport import AbstractMap, Transport, fit
 from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
-from benchmarks.runs import STATEMENTS
+from benchmarks.runs import STATEMENTS, Setting, stages_of
 from jobs.demo import find_model
 from schemas.plan import Site
 
 #: Prompts a side, statements a prompt, and rounds.
 SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 8), (64, 5, 8), (1024, 1, 3))}
 MOST = {64: 1.10, 1024: 1.20}
+
+#: Prompts a side of runs on workers, and rounds.
+WORKERS = {Effort.USUAL: (256, 1), Effort.LONG: (1024, 2)}
+UNIT_SIZE = 32
 
 BATCH = 8
 MOST_TOKENS = 64
@@ -44,7 +48,7 @@ AGAIN = 8
 
 @final
 @dataclass(frozen=True, eq=False)
-class Setting:
+class Passes:
     """A model without its head, its sites, and batches of both sides.
 
     Args:
@@ -150,13 +154,14 @@ def measure(effort: Effort) -> list[Finding]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = [_compare(setting(size, each), size, each, rounds) for size, each, rounds in SIZES[effort]]
-        return [*itertools.chain(*found), _within_an_eighth(setting(64, 1)), _against_running_again(setting(AGAIN, 5))]
+        found = [_compare(passes_of(size, each), size, each, rounds) for size, each, rounds in SIZES[effort]]
+        found += [[_within_an_eighth(passes_of(64, 5))], [_against_running_again(passes_of(AGAIN, 5))]]
     finally:
         torch.set_num_threads(threads)
+    return [*itertools.chain(*found), *_on_workers(*WORKERS[effort])]
 
 
-def setting(num_prompts: int, each: int) -> Setting:
+def passes_of(num_prompts: int, each: int) -> Passes:
     """Returns SmolLM2-135M, its 61 layernorms, and both sides in batches of eight prompts, of some statements each."""
     folder = find_model()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model.eval()
@@ -165,9 +170,9 @@ def setting(num_prompts: int, each: int) -> Setting:
     prompts = [" ".join(texts[start : start + each]) for start in range(0, 2 * num_prompts * each, each)]
     source, target = (list(_batches(tokenizer, prompts[side::2])) for side in (0, 1))
     modules = modules_of(model)
-    made = Setting(model, (), source, target)
+    made = Passes(model, (), source, target)
     sites, _ = survey(modules, select("layernorms", modules), [partial(made.run, source[0])])
-    return Setting(model, sites, source, target)
+    return Passes(model, sites, source, target)
 
 
 def _batches(tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:  # noqa: ANN401
@@ -181,7 +186,7 @@ def _batches(tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.T
         yield {"input_ids": tokens, "attention_mask": mask}
 
 
-def _compare(one: Setting, size: int, each: int, rounds: int) -> list[Finding]:
+def _compare(one: Passes, size: int, each: int, rounds: int) -> list[Finding]:
     few = [*one.sites[:: max(1, len(one.sites) // 8)][:7], one.sites[-1]]
     arms: dict[str, Callable[[], None]] = {
         "plain": one.plain,
@@ -224,7 +229,7 @@ def _compare(one: Setting, size: int, each: int, rounds: int) -> list[Finding]:
     ]
 
 
-def _within_an_eighth(one: Setting) -> Finding:
+def _within_an_eighth(one: Passes) -> Finding:
     """A budget of an eighth of what waits, to a file, against no limit."""
     live = one.within(1 << 60).peak
     moved = 0
@@ -237,17 +242,48 @@ def _within_an_eighth(one: Setting) -> Finding:
     pairs = alternate(3, lambda _: cpu_of(bounded), lambda _: cpu_of(free))
     costs = [with_limit / without for with_limit, without in pairs]
     note = f"{live / 2**20:.0f} MiB wait at once without a limit; {moved / 2**30:.2f} GiB were moved out with it"
-    claim = "sequential fit with room for an eighth of what waits / without a limit, CPU, 2 x 64 prompts of 1"
+    claim = "sequential fit with room for an eighth of what waits / without a limit, CPU, 2 x 64 prompts of 5"
     return Finding(claim, "x", Spread.of(costs), Wanted("under", 1.4), (note,))
 
 
-def _against_running_again(one: Setting) -> Finding:
+def _against_running_again(one: Passes) -> Finding:
     """The prefix run again before every site, on both sides, against lockstep."""
     lockstep = [cpu_of(partial(one.lockstep, one.sites))]
     slow = cpu_of(one.run_again)
     lockstep.append(cpu_of(partial(one.lockstep, one.sites)))
     claim = f"running the prefix again before every site / lockstep, CPU, 2 x {AGAIN} prompts of 5"
     return Finding(claim, "x", Spread.of([slow / fast for fast in lockstep]), Wanted("at least", 25.0))
+
+
+def _on_workers(num_prompts: int, rounds: int) -> list[Finding]:
+    """Sequential runs, as commands, on two workers of a thread each and on one, on the wall."""
+    two, one = (Setting(num_prompts, UNIT_SIZE, workers=count, estimation="sequential") for count in (2, 1))
+    pairs = list(alternate(rounds, lambda _: stages_of(two), lambda _: stages_of(one)))
+    notes = [
+        f"{kind}: extract the target {fit['extract']:.1f} s, sequence the source {fit['sequence']:.1f} s, in all "
+        f"{sum(fit.values()):.1f} s"
+        for pair in pairs
+        for kind, fit in zip(("two workers", "one worker"), pair, strict=True)
+    ]
+    place = f"2 x {num_prompts} prompts of 1 in units of {UNIT_SIZE}"
+    return [
+        Finding(
+            f"a sequential run on two workers / on one, the wall, both sides, {place}",
+            "x",
+            Spread.of([_sides(two) / _sides(one) for two, one in pairs]),
+            Wanted("under", 0.7),
+            (*notes, "the source begins with its actors and their models, which are loaded anew"),
+        ),
+        Finding(
+            f"the same with start-up, laying out and the rest, {place}",
+            "x",
+            Spread.of([sum(two.values()) / sum(one.values()) for two, one in pairs]),
+        ),
+    ]
+
+
+def _sides(stages: Mapping[str, float]) -> float:
+    return stages["extract"] + stages["sequence"]
 
 
 class _Enough(BaseException):

@@ -1,8 +1,6 @@
 """Claim: two workers on two cores are at least as fast as one process that uses both threads."""
 
 import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import final
@@ -10,9 +8,7 @@ from typing import final
 import psutil
 
 from benchmarks.finding import Effort, Finding, Spread, Wanted, alternate
-from benchmarks.runs import Setting, scratch
-from schemas import record
-from schemas.timings import Timings
+from benchmarks.runs import Setting, stages_of
 
 UNIT_SIZE = 32
 NUM_PROMPTS = {Effort.USUAL: 256, Effort.LONG: 512}
@@ -79,13 +75,9 @@ def measure(effort: Effort) -> list[Finding]:
 
 def fit(setting: Setting) -> Fit:
     """Runs one fit as a command of its own and returns what it took."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    with scratch() as folder:
-        command = [sys.executable, "-m", "jobs.cli", "fit", str(setting.write(folder)), "--run", str(folder / "run")]
-        begin, busy = time.perf_counter(), _others_busy()
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        seconds, others = time.perf_counter() - begin, _others_busy() - busy
-        stages = record.unseal(Timings, (folder / "run" / "timings.json").read_bytes()).stages
+    begin, busy = time.perf_counter(), _others_busy()
+    stages = stages_of(setting)
+    seconds, others = time.perf_counter() - begin, _others_busy() - busy
     return Fit(stages["extract"], stages["workers"], seconds, max(0.0, others / seconds))
 
 
