@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from act.capture import check_called, visits
-from act.errors import EstimationError, LockstepStateError, SelectionError, SiteVisitError
+from act.errors import EstimationError, SelectionError, SiteVisitError
 from act.estimation import Fitted, Sequential
 from act.hookpoint import Hookpoint
 from act.lockstep import Lockstep, Passage
@@ -64,21 +64,10 @@ def survey(
     ]
     sites = in_order(found)
     check_called(hookpoints, sites)
-    check_unwritten(state)  # before anything is put back: what was written may go with what was replaced
+    state.check_unwritten()  # before anything is put back: what was written may go with what was replaced
     replaced = state.replaced()
     state.restore(replaced)
     return sites, Isolation(modules, replaced).turn if replaced else nullcontext
-
-
-def check_unwritten(state: ModuleState) -> None:
-    """Checks that no forward wrote into the model.
-
-    Raises:
-        LockstepStateError: One did.
-    """
-    written = state.written()
-    if written:
-        raise LockstepStateError(f"that its forward writes into {written[0]}; leave the model to a simultaneous fit")
 
 
 def check_selection(transport: Transport) -> None:
@@ -146,7 +135,7 @@ def fit_sequentially(
             for group in groups[:-1]:
                 fit.fit(lockstep, lockstep.read, group)
             fit.fit(lockstep, lockstep.read_last, groups[-1])
-    check_unwritten(state)
+    state.check_unwritten()
     return fit.fitted()
 
 

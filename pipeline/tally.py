@@ -48,7 +48,7 @@ class Tally:
 
     def __init__(self, plan: Plan) -> None:
         self._rows_per_prompt = plan.rows_per_prompt
-        self._allowed = int(plan.spec["failures"]["quarantine_at_most"] * plan.num_prompts)
+        self._allowed = plan.most_lost
         self.sides: dict[SideName, SideTally] = {name: SideTally() for name in SIDES}
         self.models: set[str] = set()
         self.stored_bytes = 0

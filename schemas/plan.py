@@ -281,6 +281,11 @@ class Plan:
         """Prompts of both sides."""
         return self.source.num_prompts + self.target.num_prompts
 
+    @property
+    def most_lost(self) -> int:
+        """How many prompts of both sides may be quarantined."""
+        return int(self.spec["failures"]["quarantine_at_most"] * self.num_prompts)
+
     def kept(self, side: SideName) -> Kept:
         """Returns which pooled activations of a side are stored. An exact law is made of all of them."""
         if self.law[side].kind == "exact":

@@ -43,6 +43,15 @@ class ModuleState:
             if now.get(name) is value and _version(value) != version
         )
 
+    def check_unwritten(self) -> None:
+        """Checks that no forward wrote into a tensor: what it held before is gone.
+
+        Raises:
+            LockstepStateError: One did.
+        """
+        for name in self.written():
+            raise LockstepStateError(f"that its forward writes into {name}; leave the model to a simultaneous fit")
+
     def restore(self, names: Sequence[str]) -> None:
         """Puts back what some attributes were, and takes away those that were not there."""
         _put(self._modules, {name: self._before[name][0] if name in self._before else _ABSENT for name in names})
@@ -66,7 +75,8 @@ def unchanged(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """
     state = ModuleState(modules)
     yield
-    for name in (*state.written(), *state.replaced()):
+    state.check_unwritten()
+    for name in state.replaced():
         raise LockstepStateError(f"that its forward changes {name}; leave the model to a simultaneous fit")
 
 

@@ -122,7 +122,7 @@ class SequentialFit:
         for unit, splits in (one for part in news for one in part.splits):
             pieces.remember(unit, splits)
         lost = [one for how in treatments_of(self._storage, self._plan).values() for one in how.masked]
-        allowed = int(self._plan.spec["failures"]["quarantine_at_most"] * self._plan.num_prompts)
+        allowed = self._plan.most_lost
         if len(lost) > allowed:
             raise LossError(len(lost), allowed, [f"source row {one.row} ({one.reason})" for one in lost[:3]])
 
