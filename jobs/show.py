@@ -163,6 +163,7 @@ def status_page(status: "Status") -> Group:
     pairs = _pairs(
         ("run", f"{status.name}: {status.state}"),
         ("units", f"{status.units_done} of {status.units}"),
+        *([] if status.sites_fitted is None else [("sites", f"{status.sites_fitted} of {status.sites} fitted")]),
         (
             "prompts",
             f"{status.prompts_done:,} of {status.prompts:,}, {rate:.1f} prompts/s a worker, {status.tokens:,} tokens",

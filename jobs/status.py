@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from pipeline import artifact
+from pipeline.folder import SEQUENTIAL
 from pipeline.ledger import Ledger
 from pipeline.plan import read_plan
 from pipeline.reduce import running
@@ -33,6 +34,8 @@ class Status:
         worker_seconds: Seconds that workers spent on finished units.
         steer: The steer's folder, once it is there.
         fingerprint: Fingerprint of the plan.
+        sites: All sites.
+        sites_fitted: Sites whose map a sequential fit has written down; None of a simultaneous fit.
         running: The laws of the sites so far, in execution order.
     """
 
@@ -49,6 +52,8 @@ class Status:
     worker_seconds: float
     steer: str | None
     fingerprint: str
+    sites: int
+    sites_fitted: int | None
     running: tuple[RunningSite, ...]
 
 
@@ -83,5 +88,7 @@ def status(run: str | Path) -> Status:
         worker_seconds=tally.worker_seconds,
         steer=artifact.opened(storage) if there else None,
         fingerprint=plan.fingerprint,
+        sites=len(plan.sites),
+        sites_fitted=len(storage.keys(SEQUENTIAL)) if plan.sequential else None,
         running=running(storage, plan),
     )

@@ -13,6 +13,7 @@ def test_a_finished_run(actmap, fitted):
     state = actmap("status", fitted, "--json").json
     assert (state["name"], state["state"], state["steer"]) == ("tiny", "done", str(fitted / "steer"))
     assert (state["units_done"], state["units"]) == (UNITS, UNITS)
+    assert (state["sites_fitted"], state["sites"]) == (None, 5)
     assert state["prompts_done"] == state["prompts"] == len(SOURCES) + len(TARGETS)
     assert state["fingerprint"] == json.loads((fitted / "steer" / "steer.json").read_text())["plan"]
     receipts = [json.loads(path.read_text()) for path in fitted.glob("receipts/*/*.json")]

@@ -19,6 +19,7 @@ from act.steer import load
 from jobs.fit import fit, plan
 from jobs.replay import replay
 from jobs.start import Fitted
+from jobs.status import status
 from pipeline.errors import (
     DamagedRunError,
     FormerSteerError,
@@ -253,6 +254,7 @@ def test_a_run_goes_on_at_the_last_site_that_was_fitted(request, copied, tmp_pat
         return steps(stepper, treated, site, *parts)
 
     monkeypatch.setattr(Stepper, "fit", noting)
+    assert (status(here).sites_fitted, status(here).sites) == (num_known, 5)
     again(here, tmp_path)
     assert fitted == list(range(num_known, 5))
     assert tensors(here) == tensors(root)
