@@ -48,7 +48,8 @@ def test_every_flipped_byte_of_the_tensors_is_found(small: Path) -> None:
     assert bits(load(small)) == bits(make_steer(ONE))
 
 
-@pytest.mark.parametrize("flip", [pytest.param(0x01, marks=pytest.mark.slow), 0x20])
+@pytest.mark.slow
+@pytest.mark.parametrize("flip", [0x01, 0x20])
 def test_every_flipped_byte_of_the_card_is_found(small: Path, flip: int) -> None:
     data = (small / CARD).read_bytes()
     for place in range(len(data)):

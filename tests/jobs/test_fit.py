@@ -108,7 +108,14 @@ def test_every_pooling_goes_through_the_store(llama, tmp_path, pooling):
         np.testing.assert_allclose(tensors(tmp_path)["model.norm.low"], low, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("build", "guidance"), [(tiny_sdxl, 0.0), (tiny_sdxl, 5.0), (tiny_flux, 0.0)])
+@pytest.mark.parametrize(
+    ("build", "guidance"),
+    [
+        pytest.param(tiny_sdxl, 0.0, marks=pytest.mark.slow),
+        (tiny_sdxl, 5.0),
+        pytest.param(tiny_flux, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_text_to_image_goes_the_same_way(tmp_path, build, guidance):
     folder = build(tmp_path / "pipeline")
     model = {"kind": "text-to-image", "path": str(folder), "guidance": guidance, **IMAGES}

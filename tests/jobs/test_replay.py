@@ -106,6 +106,7 @@ def test_another_steer_is_told_by_its_first_site_that_differs(fitted, tmp_path):
     compare(tmp_path, steer, steer)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_another_is_replayed_without_it_unless_prompts_were_removed(llama, tmp_path):
     model = {"kind": "causal-lm", "path": str(llama)}
     few = CHANGES | {"source": {"limit": 16}, "target": {"limit": 8}}

@@ -68,6 +68,7 @@ def test_workers_that_find_no_room_are_refused_with_the_numbers(ray):
         check_room(ray, Berths("local", 4, 1, 0))
 
 
+@pytest.mark.slow
 def test_workers_that_die_are_replaced_and_turn_to_another_run_as_the_others_do(crew, scheduler):
     first = landed(crew, scheduler, 8, {(2, 1): "die"}, "first")
     assert first[2].attempt > 1
@@ -78,6 +79,7 @@ def test_workers_that_die_are_replaced_and_turn_to_another_run_as_the_others_do(
     assert {receipt.worker for receipt in first} & {receipt.worker for receipt in second}
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_ended_at_the_deadline(crew, scheduler):
     receipts = landed(crew, scheduler, 6, {(1, 1): "stop"})
     assert receipts[1].attempt > 1

@@ -85,7 +85,14 @@ def test_a_pipeline_that_hides_its_guidance_is_refused(folders: Mapping[str, Pat
         checkpoint_of(folders["sdxl"], guidance=4.0).survey(MID, RULE, "cpu")
 
 
-@pytest.mark.parametrize(("name", "guidance", "slack"), [("sdxl", 4.0, 1.2), ("sdxl", 0.0, 1.2), ("flux", 4.0, 16)])
+@pytest.mark.parametrize(
+    ("name", "guidance", "slack"),
+    [
+        pytest.param("sdxl", 4.0, 1.2, marks=pytest.mark.slow),
+        ("sdxl", 0.0, 1.2),
+        pytest.param("flux", 4.0, 16, marks=pytest.mark.slow),
+    ],
+)
 def test_the_stated_bytes_of_a_forward_suffice_for_a_full_micro_batch(
     folders: Mapping[str, Path], name: str, guidance: float, slack: float
 ):

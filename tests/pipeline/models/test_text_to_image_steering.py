@@ -104,7 +104,7 @@ def _predictions(model: TextToImageModel) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "hookpoints"), [("sdxl", (MID,)), ("flux", STREAMS)])
-@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("step", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_maps_of_a_step_are_applied_at_that_step(
     folders: Mapping[str, Path], name: str, hookpoints: tuple[str, ...], step: int
 ):
@@ -129,6 +129,7 @@ def test_maps_stay_at_their_own_step_when_others_have_none(folders: Mapping[str,
     assert image_of(model) != wanted
 
 
+@pytest.mark.slow
 def test_another_number_of_steps_takes_the_maps_of_the_nearest_timesteps(folders: Mapping[str, Path]):
     fitted = checkpoint_of(folders["sdxl"], steps=2)
     survey = fitted.survey(MID, RULE, "cpu")

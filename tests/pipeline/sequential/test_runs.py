@@ -174,6 +174,7 @@ def test_a_run_that_starts_from_the_first_sites_of_another_gives_its_bits(model,
     replay(tmp_path / "rest/run/steer", tmp_path / "rest", None, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_maps_that_are_taken_over_are_not_fitted_on_what_comes(model, exact, tmp_path):
     """The former steer was fitted the other way round."""
     sides = {"source": {"path": "target.txt"}, "target": {"path": "source.txt"}}
@@ -184,6 +185,7 @@ def test_maps_that_are_taken_over_are_not_fitted_on_what_comes(model, exact, tmp
         assert same_map(steer.maps[name], one) == (name != "model.norm")
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_of_the_former_steer_is_named_and_copied_again(model, exact, tmp_path):
     here = tmp_path / "run"
     run(tmp_path, model, **started(exact / "steer"))
@@ -195,6 +197,7 @@ def test_a_damaged_copy_of_the_former_steer_is_named_and_copied_again(model, exa
     assert list(verify(LocalStorage(here))) == []
 
 
+@pytest.mark.slow
 def test_another_steer_in_the_place_of_the_former_one_is_another_plan(model, exact, sketched, tmp_path):
     shutil.copytree(exact / "steer", tmp_path / "former")
     run(tmp_path, model, **started(Path("former")))
@@ -360,6 +363,7 @@ def test_a_prompt_that_does_not_fit_alone_is_quarantined_and_no_other(model, tmp
     assert replay(tmp_path / "run/steer", tmp_path, None, tmp_path / "cache").sites == 5
 
 
+@pytest.mark.slow
 def test_a_map_and_a_unit_that_are_missing_are_made_again_and_nothing_counts_twice(model, tmp_path):
     """One prompt is empty, as many as may be lost."""
     spec = write_spec(tmp_path, model, **SEQUENTIAL, failures={"quarantine_at_most": 1 / 67})
@@ -437,6 +441,7 @@ def test_more_prompts_use_no_unit_of_the_source_again(model, exact, tmp_path):
     assert alone.tally.num_prompts == len(SOURCES) + len(TARGETS)
 
 
+@pytest.mark.slow
 def test_a_map_of_the_log_that_is_damaged_is_named_and_repaired(exact, copied, tmp_path):
     here = copied(exact)
     path = here / "sequential/00000002.json"
