@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## fit a steer on a real language model, show it at several s
 	$(BIN)/python -m jobs.demo
 
 test: $(INSTALLED) ## run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/faults tests/pipeline tests/jobs tests
 
 test-slow: $(INSTALLED) ## run the tests that need a real model or minutes
 	$(BIN)/python -m pytest -m slow --ignore tests/faults
