@@ -205,12 +205,18 @@ def _wide(activation: torch.Tensor) -> torch.dtype:
 
 
 def _sum(real: torch.Tensor, into: torch.Tensor) -> None:
-    """Sums over tokens, `[rows, tokens, neurons]`. A row at a time in another dtype: all that is summed is copied."""
-    if real.dtype == into.dtype:
-        torch.sum(real, dim=1, out=into)
+    """Sums over tokens, `[rows, tokens, neurons]`.
+
+    A row at a time where its bits could depend on the others, for torch adds in the order of the strides; and in
+    another dtype, for all that is summed is copied to it.
+    """
+    per_row, per_token, per_neuron = real.stride()
+    in_order = per_row >= per_token * real.shape[1] and per_token >= real.shape[2] and per_neuron == 1
+    if in_order and real.dtype == into.dtype:
+        into.copy_(real.sum(dim=1))
         return
     for row, sums in zip(real, into, strict=True):
-        torch.sum(row, dim=0, dtype=into.dtype, out=sums)
+        sums.copy_(row.sum(dim=0, dtype=into.dtype))
 
 
 def _median(real: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from jobs.start import Begun, Fitted, Start, tallied
 from pipeline import artifact, catalogue
 from pipeline.errors import RunNotFoundError
 from pipeline.folder import LEASE, PLAN
+from pipeline.former import standing_alone
 from pipeline.inputs import Inputs, same_numerics
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -164,11 +165,15 @@ def _finished_before(storage: AbstractStorage) -> Fitted | None:
 
 
 def _standing_alone(job: Job, base: Path, storage: AbstractStorage) -> Job:
-    """Returns a job that goes on from its own run, where that is begun and the run that it extends is gone.
+    """Returns a job that goes on from its own run, where that is begun and what it goes on from is gone.
 
-    The places of all prompts are those of the run's own.
+    The places of all prompts are those of the run's own, and it has a copy of the steer that it started from.
     """
-    extends = job.located(base).extends
+    located = job.located(base)
+    start = standing_alone(located, storage)
+    if start != located.estimation.start:
+        job = job.model_copy(update={"estimation": job.estimation.model_copy(update={"start": start})})
+    extends = located.extends
     if extends is None or storage_at(extends).exists(PLAN) or not storage.exists(PLAN):
         return job
     return job.model_copy(update={"extends": storage.uri})

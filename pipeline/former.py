@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from act.errors import ActError, SteerFileError, SteerNotFoundError
-from act.steer import CARD, README, TENSORS, Steer, load
+from act.steer import CARD, README, TENSORS, Steer, load, readme
 from pipeline import artifact
 from pipeline.errors import DamagedRunError, FormerSteerError
 from pipeline.folder import FORMER
 from pipeline.ledger import REPAIR
-from pipeline.storage import AbstractStorage
+from pipeline.storage import AbstractStorage, LocalStorage
 from schemas.job import Job
 from schemas.plan import Plan
 
@@ -26,10 +26,12 @@ def check_former(located: Job, plan: Plan) -> str:
     place = located.estimation.start
     if place is None:
         return ""
+    if "://" in place:
+        raise FormerSteerError(place, "a URL", "a folder on this machine")
     try:
         card = load(place).card
-    except ActError as exc:
-        raise FormerSteerError(place, str(exc), "a folder with a steer") from exc
+    except (ActError, OSError, RuntimeError) as exc:  # a link that leads to itself is a RuntimeError
+        raise FormerSteerError(place, f"no steer ({exc})", "a folder with one") from exc
     widths = {site.hookpoint: site.width for site in plan.sites}
     for site in card.sites:
         if site.hookpoint not in widths:
@@ -56,11 +58,21 @@ def copy_former(storage: AbstractStorage, plan: Plan, located: Job) -> None:
     if not plan.start or all(storage.exists(f"{FORMER}/{name}") for name in (CARD, TENSORS, README)):
         return
     place = Path(located.estimation.start or "").resolve()
-    if load(place).card.checksum != plan.start:
+    card = load(place).card
+    if card.checksum != plan.start:
         problem = f"{place} is not the steer of the plan; it changed while it was read"
         raise DamagedRunError(storage.place(FORMER), problem, REPAIR)
-    for name in (TENSORS, README, CARD):
-        storage.write(f"{FORMER}/{name}", (place / name).read_bytes())
+    files = {TENSORS: (place / TENSORS).read_bytes(), README: readme(card).encode(), CARD: (place / CARD).read_bytes()}
+    for name, data in files.items():
+        storage.write(f"{FORMER}/{name}", data)
+
+
+def standing_alone(located: Job, storage: AbstractStorage) -> str | None:
+    """Returns where the steer lies that a job starts from: in the run itself, where that has it and it is gone."""
+    place = located.estimation.start
+    if place is None or Path(place).exists() or not isinstance(storage, LocalStorage):
+        return place
+    return str(storage.root / FORMER) if storage.exists(f"{FORMER}/{CARD}") else place
 
 
 def former_of(storage: AbstractStorage, plan: Plan) -> Steer | None:

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, final
 
-from schemas.record import digest
+from schemas.record import LATER, digest
 
 SideName = Literal["source", "target"]
 SIDES: tuple[SideName, ...] = ("source", "target")
@@ -236,7 +236,7 @@ class Plan:
     memory: Memory
     disk: int
     sketch_disk: int
-    start: str = ""
+    start: str = field(default="", metadata=LATER)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -247,8 +247,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The parts of the plan that change the numbers, by name."""
         spec = {key: self.spec[key] for key in ("template", "pooling", "estimation", "transport")}
-        if isinstance(spec["estimation"], Mapping):
-            spec["estimation"] = {"blocks": self.blocks, "start": self.start}
+        if self.start:  # by its content, wherever it lies
+            spec["estimation"] = {**spec["estimation"], "start": self.start}
         compute = {key: self.spec["compute"][key] for key in ("max_tokens", "unit_size", "batch_tokens")}
         places = {"path", "gguf_file", "revision"}
         settings = {key: value for key, value in self.spec["model"].items() if key not in places}

@@ -67,6 +67,10 @@ def load(cls: type[T], data: bytes) -> T:
     return typing.cast("T", _read(cls, tree, cls.__name__))
 
 
+#: Metadata of a field that older records lack. It is written only where it is not its default.
+LATER = {"later": True}
+
+
 def seal(record: object) -> bytes:
     """Returns a record as `dump` does, with a ``checksum`` over the rest of it.
 
@@ -120,7 +124,8 @@ def digest(record: object) -> str:
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [f for f in dataclasses.fields(value) if not (_came_later(f) and getattr(value, f.name) == f.default)]
+        return {f.name: _plain(getattr(value, f.name)) for f in fields}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -188,9 +193,13 @@ def _read_bytes(value: str, place: str) -> bytes:
 def _read_dataclass(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     items = _expect(value, dict, place)
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind) if field.name in items or not _came_later(field)]
     _expect_keys(items, names, place)
     return kind(**{name: _read(hints[name], items[name], f"{place}.{name}") for name in names})
+
+
+def _came_later(field: "dataclasses.Field[Any]") -> bool:
+    return LATER.items() <= field.metadata.items()
 
 
 def _expect_keys(items: Mapping[str, Any], names: Sequence[str], place: str) -> None:

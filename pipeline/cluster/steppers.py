@@ -156,13 +156,15 @@ class RaySteppers(AbstractSteppers):
         self._num_losses += max(1, len(lost))
         for place in lost:
             self._end(place)
-        if any(place.num_losses >= self._attempts for place in lost):
-            self._search([unit for place in lost for unit in place.share])
+            place.num_losses += 1
+        suspects = [place for place in lost if place.num_losses >= self._attempts]
+        if suspects:
+            self._search(suspects)
         if self._num_losses >= self._attempts * len(self._places):
             raise WorkerLostError("the source, on its way from site to site,", self._num_losses, "died or hung")
 
-    def _search(self, units: Sequence[Unit]) -> None:
-        """Searches units for prompts that end workers, with all actors out of the way.
+    def _search(self, suspects: Sequence["_Place"]) -> None:
+        """Searches the units of some places for prompts that end workers, with all actors out of the way.
 
         Raises:
             BeginAnew: Something was found.
@@ -170,8 +172,9 @@ class RaySteppers(AbstractSteppers):
         for place in self._places:
             if place.actor is not None:
                 self._end(place)
+        for place in suspects:
             place.num_losses = 0
-        if self._rehearse(units):
+        if self._rehearse([unit for place in suspects for unit in place.share]):
             self._num_losses = 0
             raise BeginAnew(())
 
@@ -190,7 +193,6 @@ class RaySteppers(AbstractSteppers):
         self._ray.kill(place.actor)
         place.actor = place.pid = None
         place.begun = False
-        place.num_losses += 1
 
 
 @final

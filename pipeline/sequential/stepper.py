@@ -16,7 +16,9 @@ from act.errors import SiteVisitError
 from act.hookpoint import modules_of
 from act.lockstep import Lockstep, Passage
 from act.lockstep.spill import Spill
+from act.sequential import passes
 from act.steer import Steer
+from act.transport import AbstractMap
 from pipeline import machine
 from pipeline.errors import BatchMemoryError
 from pipeline.extract import Extractor, lighter
@@ -68,7 +70,8 @@ class Stepper:
     """Takes units of the source through the model in lockstep, and stores them once all sites are behind them.
 
     A plain class: only `pipeline.cluster` makes it an actor. `begin` starts from the first site, through those whose
-    maps are known; after it every call may be repeated.
+    maps are known; after it every call may be repeated. A site's samples are those that its map is fitted on: of a fit
+    in blocks each block's come from a pass of its own, through the maps of the blocks before.
 
     Args:
         plan: The plan.
@@ -83,6 +86,10 @@ class Stepper:
         self._treatments: dict[Unit, Treatment] = {}
         self._works: list[UnitWork] = []
         self._frames: dict[int, Frames] = {}
+        self._known: dict[int, SiteMap] = {}
+        self._passes = [range(groups[0].start, groups[-1].stop) for groups in passes(len(plan.sites), plan.blocks)]
+        self._pieces: list[tuple[int, int, MicroBatch]] = []
+        self._pass, self._num_passed = -1, 0
         self._lockstep: Lockstep | None = None
         self._stack = ExitStack()
         self._at: tuple[int, ...] = ()
@@ -105,12 +112,18 @@ class Stepper:
             treatments: The units in their order, and how each is treated.
             known: The maps of the sites that are behind already.
         """
-        self._treatments, self._receipts, self._begun = dict(treatments), None, time.perf_counter()
-        self._start(known)
+        between_passes = 0 <= self._pass < self._num_passed
+        if not between_passes or self._treatments != dict(treatments):
+            self._lay_out(treatments)
+        self._learn(known)
 
     @cached_property
     def _former(self) -> Steer | None:
         return former_of(self._storage, self._plan)
+
+    def _taken(self, site: int) -> AbstractMap | None:
+        """Returns the map that a site has in the steer to start from, if it has one there."""
+        return None if self._former is None else self._former.maps.get(self._plan.sites[site].hookpoint)
 
     def step(self, sites: tuple[int, ...], known: Sequence[SiteMap] = (), *, ends: bool = False) -> News:
         """Takes all units up to some sites.
@@ -166,10 +179,8 @@ class Stepper:
             site: The site.
             parts: What `part` gave, of all steppers in the order of their units.
         """
-        name = self._plan.sites[site].hookpoint
-        if self._former is not None and name in self._former.maps:
-            fitted = self._former.maps[name]
-        else:
+        fitted = self._taken(site)
+        if fitted is None:
             with machine.threads(1):
                 fitted = fit_parts(self._plan, self._laws, site, parts)
         written = site_map(self._plan, treated, site, fitted, self._frames[site])
@@ -183,9 +194,9 @@ class Stepper:
             known: The maps that it was not told yet.
         """
         if self._receipts is None:
-            last = len(self._plan.sites) - 1
-            if last not in self._at:
-                news = self.step((last,), known, ends=True)
+            if len(self._passes) > self._num_passed:
+                last = passes(len(self._plan.sites), self._plan.blocks)[-1][-1]
+                news = self.step(tuple(last), known, ends=True)
                 if news:
                     return news, []
             self._stack.close()
@@ -195,7 +206,8 @@ class Stepper:
     def close(self) -> None:
         """Ends the forwards, wherever they stand, and lets go of the units."""
         self._stack.close()
-        self._works, self._lockstep = [], None
+        self._works, self._pieces, self._lockstep = [], [], None
+        self._pass = -1
 
     def _keep_all(self) -> list[Receipt]:
         """Stores all units; what they took together is shared out among them."""
@@ -203,32 +215,54 @@ class Stepper:
         share = (now - self._begun) / max(1, len(self._works))
         return [self._extractor.keep(work.unit, work.ran(share), now - share) for work in self._works]
 
-    def _start(self, known: Sequence[SiteMap]) -> None:
-        """Lays all units out, and makes their forwards."""
+    def _lay_out(self, treatments: Mapping[Unit, Treatment]) -> None:
+        """Lays all units out, of which nothing is read then."""
         self._stack.close()
-        self._at, self._frames = (), {one.site: frames_of(one) for one in known}
+        self._treatments, self._receipts, self._begun = dict(treatments), None, time.perf_counter()
+        self._at, self._pass, self._num_passed, self._lockstep = (), -1, 0, None
+        self._frames, self._known = {}, {}
         self._works = [
             UnitWork(self._plan, self._extractor, unit, treatment, self._frames)
             for unit, treatment in self._treatments.items()
         ]
-        pieces = [(place, *piece) for place, work in enumerate(self._works) for piece in work.laid.pieces]
+        self._pieces = [(place, *piece) for place, work in enumerate(self._works) for piece in work.laid.pieces]
+
+    def _learn(self, known: Sequence[SiteMap]) -> None:
+        """Takes maps and frames that were not known before."""
+        for one in known:
+            self._known[one.site] = one
+            self._frames.setdefault(one.site, frames_of(one))
+            if self._plan.blocks is None and self._lockstep is not None:
+                self._lockstep.move(one.site, transport_of(one))
+
+    def _begin_pass(self, number: int) -> Lockstep:
+        """Makes the forwards of a pass: sites before it move, and in it those that have a map from the start."""
+        self._stack.close()
+        self._pass, here = number, self._passes[number]
         model = self._extractor.forward.model
         clock = model.clock(self._plan.timesteps)
         turn = self._stack.enter_context(self._spill(model)).turn if self._plan.memory.spills else nullcontext
-        lockstep = Lockstep(
+        self._lockstep = lockstep = Lockstep(
             model.modules,
             self._plan.sites,
             self._plan.spec["pooling"],
-            [Passage(partial(self._run, *piece, model.alone(clock)), piece[2].spans, moved=True) for piece in pieces],
+            [
+                Passage(partial(self._run, *piece, model.alone(clock)), piece[2].spans, moved=True)
+                for piece in self._pieces
+            ],
             clock,
-            sink=lambda site, passage, samples: self._keep(pieces[passage], site, samples),
-            tokens=lambda site, passage, values: self._count(pieces[passage], site, values),
+            sink=lambda site, passage, samples: self._keep(self._pieces[passage], site, samples),
+            tokens=lambda site, passage, values: self._count(self._pieces[passage], site, values),
             turn=turn,
         )
-        for one in known:
-            lockstep.move(one.site, transport_of(one))
+        for site, one in self._known.items():
+            if site < here.start or self._plan.blocks is None:
+                lockstep.move(site, transport_of(one))
+        for site in here if self._plan.blocks is not None else ():
+            if (taken := self._taken(site)) is not None:
+                lockstep.move(site, taken)
         self._stack.enter_context(lockstep.running())
-        self._lockstep = lockstep
+        return lockstep
 
     def _spill(self, model: AbstractModel) -> Spill:
         """Returns what moves waiting forwards out of memory, to the host's if they are on a GPU, then to a file."""
@@ -240,15 +274,20 @@ class Stepper:
 
     def _go(self, sites: tuple[int, ...], known: Sequence[SiteMap], *, ends: bool) -> None:
         """Runs all units up to the last of some sites."""
-        assert self._lockstep is not None, "it began"
-        for one in known:
-            self._lockstep.move(one.site, transport_of(one))
+        self._learn(known)
+        number = next(number for number, here in enumerate(self._passes) if sites[-1] in here)
         with machine.threads(self._plan.numerics.threads):
+            for earlier in range(self._num_passed, number):
+                self._begin_pass(earlier).read_last(*self._passes[earlier])
+                self._num_passed = earlier + 1
+            if self._pass != number or self._lockstep is None:
+                self._begin_pass(number)
+            assert self._lockstep is not None, "it began"
             found = (self._lockstep.read_last if ends else self._lockstep.read)(*sites)
         for site, samples in zip(sites, found, strict=True):
-            if any(one is None for one in samples) and site not in self._frames:
+            if any(one is None for one in samples) and site not in self._frames and self._taken(site) is None:
                 raise SiteVisitError(self._plan.sites[site].hookpoint, 0)
-        self._at = sites
+        self._at, self._num_passed = sites, number + 1 if ends else self._num_passed
 
     def _lighter(self, failure: "_NoRoomError") -> News:
         """Says how a unit is to run whose micro-batch has no room: in pieces, or without a prompt."""
@@ -265,12 +304,14 @@ class Stepper:
             raise _NoRoomError(place, exc) from exc
 
     def _keep(self, piece: tuple[int, int, MicroBatch], site: int, samples: torch.Tensor) -> None:
+        if site not in self._passes[self._pass]:
+            return
         reading = self._works[piece[0]].laid.reading
         reading.turn_to(piece[2])
         reading.keep(site, samples)
 
     def _count(self, piece: tuple[int, int, MicroBatch], site: int, values: torch.Tensor) -> None:
         reading = self._works[piece[0]].laid.reading
-        if reading.count is not None:
+        if reading.count is not None and site in self._passes[self._pass]:
             reading.turn_to(piece[2])
             reading.count(site, values)

@@ -67,7 +67,10 @@ class Estimation(Section):
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> object:
-        return self.kind if self.blocks is None and self.start is None else serialize(self)
+        if self.blocks is None and self.start is None:
+            return self.kind
+        written = serialize(self)
+        return {name: value for name, value in written.items() if name != "start" or value is not None}
 
     @field_validator("blocks")
     @classmethod

@@ -87,6 +87,14 @@ def test_padding_and_neighbours_never_change_bits(pooling: Pooling, count: int) 
     assert torch.equal(together[-len(alone) :], alone)
     assert torch.equal(together[: len(alone)], alone)
 
+    tokens_first = torch.stack([real, real * 2, real], dim=1).transpose(0, 1)
+    expanded = real[None].expand(3, -1, -1)
+    for activation in (tokens_first, expanded, tokens_first.mT.contiguous().mT):
+        alike = pool(pooling, activation, TokenSpans.full(3, count))
+        for row in range(3):
+            lone = pool(pooling, activation[row : row + 1], TokenSpans.full(1, count))
+            assert torch.equal(alike[row * len(lone) : (row + 1) * len(lone)], lone)
+
     for left, right, row, batch in [(0, 5, 0, 2), (7, 0, 1, 3), (3, 9, 2, 3), (1, 0, 0, 1)]:
         activation = torch.full((batch, left + count + right, 577), 1e30)
         activation[row, left : left + count] = real

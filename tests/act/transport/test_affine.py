@@ -80,7 +80,7 @@ def test_with_and_without_gradients_the_bits_are_the_same(dtype: torch.dtype, nu
         assert torch.equal(found.view(bits)[outside], x.view(bits)[outside])
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_gradients_of_every_kind_go_through_a_map() -> None:
     slope = torch.where((X >= LOW) & (X <= HIGH), SCALE, 1.0)
 
@@ -90,6 +90,8 @@ def test_gradients_of_every_kind_go_through_a_map() -> None:
         with forward_ad.dual_level():
             assert torch.equal(forward_ad.unpack_dual(MAP(forward_ad.make_dual(X, torch.ones_like(X)))).tangent, slope)
         assert torch.equal(torch.func.vmap(MAP, in_dims=1, out_dims=1)(X), MAP(X))
+        assert torch.equal(torch.jit.trace(lambda x: MAP(x), X)(X), MAP(X))
+        assert torch.equal(MAP(torch.complex(X, -X).conj().imag), MAP(X))
         assert torch.equal(torch.compile(MAP, backend="eager", fullgraph=True)(X), MAP(X))
 
 

@@ -1,5 +1,6 @@
 """Sequential runs: the maps of a fit in memory, the same bits however the run went, and what goes wrong on the way."""
 
+import dataclasses
 import json
 import shutil
 from contextvars import ContextVar
@@ -37,9 +38,10 @@ from pipeline.sequential.site_maps import SiteMaps, same_map, transport_of
 from pipeline.sequential.stepper import Stepper
 from pipeline.storage import LocalStorage
 from pipeline.verify import verify
+from schemas import record
 from schemas.document import SpecError
 from schemas.events import Notice
-from schemas.plan import SIDES
+from schemas.plan import SIDES, Plan
 from schemas.site_map import SiteMap
 from tests.jobs.runs import SOURCES, TARGETS, run, write_spec
 from tests.models import tiny_llama
@@ -154,6 +156,45 @@ def test_blocks_of_one_site_give_the_same_bits_and_one_block_is_simultaneous(mod
         assert same_map(one, whole.steer.maps[name])
 
 
+@pytest.mark.parametrize(
+    ("blocks", "law"), [(2, "exact"), pytest.param(3, "exact", marks=pytest.mark.slow), (3, "sketch")]
+)
+def test_each_block_is_fitted_and_stored_on_what_the_blocks_before_have_moved(model, exact, tmp_path, blocks, law):
+    """In memory each block is a pass of its own too; here a run also goes on in the midst of them."""
+    how: dict[str, Any] = {"estimation": {"kind": "sequential", "blocks": blocks}, "law": {"kind": law}}
+    steer = run(tmp_path, model, **how).steer
+    if law == "exact":
+        module, (source, target) = Forward(read_plan(LocalStorage(exact))).model.root, batches(exact)
+        wanted = act.fit_steer(module, source, target, estimation=act.Sequential(blocks=blocks))
+        for name, one in steer.maps.items():
+            assert same_map(one, wanted.maps[name])
+    whole, here = tensors(tmp_path / "run"), tmp_path / "run"
+    assert list(verify(LocalStorage(here))) == []
+    for number in (4, 3, 2):
+        (here / f"sequential/{number:08d}.json").unlink()
+    shutil.rmtree(here / "steers")
+    shutil.rmtree(here / "receipts/source")
+    for name in ("CURRENT", "steer"):
+        (here / name).unlink()
+    assert again(here, tmp_path).steer.card.estimation == f"sequential in {blocks} blocks"
+    assert tensors(here) == whole
+    assert list(verify(LocalStorage(here))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("site", [0, 2, 4])
+def test_blocks_with_a_former_steer_give_what_they_give_in_memory(model, exact, tmp_path, blocks, site):
+    name = list(load(exact / "steer").maps)[site]
+    former = run(tmp_path / "former", model, hookpoints=[name]).steer
+    how = {"kind": "sequential", "blocks": blocks, "start": str(tmp_path / "former/run/steer")}
+    steer = run(tmp_path, model, estimation=how).steer
+    module, (source, target) = Forward(read_plan(LocalStorage(exact))).model.root, batches(exact)
+    wanted = act.fit_steer(module, source, target, estimation=act.Sequential(blocks=blocks, start=former))
+    for name, one in steer.maps.items():
+        assert same_map(one, wanted.maps[name])
+
+
 def started(steer: Path, **changes: Any) -> dict[str, Any]:
     """What makes a run start from a steer."""
     return SEQUENTIAL | changes | {"estimation": {"kind": "sequential", "start": str(steer)}}
@@ -220,14 +261,38 @@ def test_a_steer_that_does_not_go_with_the_job_is_refused(model, exact, tmp_path
         plan(tmp_path / "spec.yaml", tmp_path / "cache")
 
 
+@pytest.mark.slow
+def test_a_former_steer_that_is_gone_is_that_of_the_run(model, exact, tmp_path):
+    shutil.copytree(exact / "steer", tmp_path / "former")
+    (tmp_path / "former/README.md").unlink()
+    run(tmp_path, model, **started(Path("former")))
+    here = tmp_path / "run"
+    shutil.rmtree(tmp_path / "former")
+    lost = here / "receipts/source/00000001.json"
+    lost.unlink()
+    again(here, tmp_path)
+    assert lost.exists()
+    assert list(verify(LocalStorage(here))) == []
+
+
+def test_a_plan_from_before_there_was_a_start_is_read(exact):
+    data = (exact / "plan.json").read_bytes()
+    assert b'"start"' not in data
+    planned = record.unseal(Plan, data)
+    assert planned.start == ""
+    assert b'"start": "ab"' in record.seal(dataclasses.replace(planned, start="ab"))
+
+
 def test_a_steer_of_other_weights_or_none_is_refused(exact, tmp_path):
     other = {"kind": "causal-lm", "path": str(tiny_llama(tmp_path / "llama", seed=1))}
     write_spec(tmp_path, other, **started(exact / "steer"))
     with pytest.raises(FormerSteerError, match="found the model files"):
         plan(tmp_path / "spec.yaml", tmp_path / "cache")
-    write_spec(tmp_path, other, **started(tmp_path / "nowhere"))
-    with pytest.raises(FormerSteerError, match="wanted a folder with a steer"):
-        plan(tmp_path / "spec.yaml", tmp_path / "cache")
+    (tmp_path / "loop").symlink_to("loop")
+    for place in ("nowhere", "loop", "x" * 5000, "source.txt", "s3://bucket/steer"):
+        write_spec(tmp_path, other, estimation={"kind": "sequential", "start": place})
+        with pytest.raises(FormerSteerError, match="wanted a folder"):
+            plan(tmp_path / "spec.yaml", tmp_path / "cache")
 
 
 def test_a_start_belongs_to_a_sequential_fit(model, tmp_path):
