@@ -32,11 +32,11 @@ from jobs.demo import find_model
 from schemas.plan import Site
 
 #: Prompts a side, statements a prompt, and rounds.
-SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 8), (64, 5, 8), (1024, 1, 3))}
+SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 3), (64, 5, 3), (1024, 1, 1))}
 MOST = {64: 1.10, 1024: 1.20}
 
 #: Prompts a side of runs on workers, and rounds.
-WORKERS = {Effort.USUAL: (256, 1), Effort.LONG: (1024, 2)}
+WORKERS = {Effort.USUAL: (256, 1), Effort.LONG: (256, 2)}
 UNIT_SIZE = 32
 
 BATCH = 8

@@ -233,7 +233,7 @@ def _within(low: torch.Tensor, high: torch.Tensor, moved: torch.Tensor, x: torch
         moved: `[..., neurons]`, in the dtype of `x`; it may be written to.
         x: `[..., neurons]`, float32 or float64.
     """
-    if type(x) is not torch.Tensor or x.device.type != "cpu" or x.is_neg() or _watched():
+    if _watched() or type(x) is not torch.Tensor or x.device.type != "cpu" or x.is_neg():
         return torch.where((x >= low) & (x <= high), moved, x)
     bits = torch.int32 if x.dtype == torch.float32 else torch.int64
     # 1.0 outside, also for NaN, and 0.0 inside; of their bits less one the sign alone is kept: no ones, and all.
