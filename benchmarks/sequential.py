@@ -32,11 +32,11 @@ from jobs.demo import find_model
 from schemas.plan import Site
 
 #: Prompts a side, statements a prompt, and rounds.
-SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 3), (64, 5, 3), (1024, 1, 1))}
+SIZES = {Effort.USUAL: ((64, 1, 4), (64, 5, 2)), Effort.LONG: ((64, 1, 2), (64, 5, 2), (1024, 1, 1))}
 MOST = {64: 1.10, 1024: 1.20}
 
 #: Prompts a side of runs on workers, and rounds.
-WORKERS = {Effort.USUAL: (256, 1), Effort.LONG: (256, 2)}
+WORKERS = (256, 1)
 UNIT_SIZE = 32
 
 BATCH = 8
@@ -158,7 +158,7 @@ def measure(effort: Effort) -> list[Finding]:
         found += [[_within_an_eighth(passes_of(64, 5))], [_against_running_again(passes_of(AGAIN, 5))]]
     finally:
         torch.set_num_threads(threads)
-    return [*itertools.chain(*found), *_on_workers(*WORKERS[effort])]
+    return [*itertools.chain(*found), *_on_workers(*WORKERS)]
 
 
 def passes_of(num_prompts: int, each: int) -> Passes:
