@@ -154,8 +154,8 @@ class Memory:
     sketch: int
     reducer: int
     available: int
-    held: int = 0
-    waiting: int = 0
+    held: int = field(default=0, metadata=LATER)
+    waiting: int = field(default=0, metadata=LATER)
 
     @property
     def worker(self) -> int:
